@@ -48,7 +48,8 @@ def check_options(kind: ModelKind, options: CalibrateOptions | ValidateOptions) 
 
 def check_kind(kind: ModelKind, options: CalibrateOptions | ValidateOptions) -> None:
     """Raises CalibrationError for an option that models of this kind do not take."""
-    refused, what, do = ("labels",), "only a generator takes {}", "leave it out"
+    refused: tuple[str, ...] = ("labels",)
+    what, do = "only a generator takes {}", "leave it out"
     if kind == "generator":
         refused, what = ("feeds", "synthetic"), "a generator takes what it generates, or images"
         do = "leave it out; --labels says which classes"

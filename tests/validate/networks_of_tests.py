@@ -29,7 +29,7 @@ def save_inception(path: Path) -> nn.Module:
     kind = published("torch_fidelity.feature_extractor_inceptionv3")
     names = ["2048", "logits_unbiased"]
 
-    class Untrained(kind.FeatureExtractorInceptionV3):
+    class Untrained(kind.FeatureExtractorInceptionV3):  # type: ignore[name-defined]
         def load_state_dict(self, *_: object, **__: object) -> None: ...
 
     torch.save({}, path)

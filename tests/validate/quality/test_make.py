@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from arvg_trt.errors import ArvgError, ExportError
+from arvg_trt.tests.validate.networks_of_tests import save_backbone, save_inception
 from arvg_trt.tests.validate.oracles import published
-from arvg_trt.tests.validate.quality_of_tests import save_backbone, save_inception
 from arvg_trt.validate.quality import make
 from arvg_trt.validate.quality.make import installed_heads, make_network
 from arvg_trt.validate.quality.open import open_feature_network, open_pair_network

@@ -1,0 +1,68 @@
+"""Define the command that measures tens of thousands of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ..recipe.base import with_changes
+from ..recipe.evaluate import EvaluateOptions
+from .images import Opening
+from .support.console import ConsoleReporter, print_json
+from .support.groups import command, option
+from .support.options import (
+    PathArgument,
+    explain_option,
+    json_option,
+    require_key_option,
+    struct_options,
+)
+
+
+@command()
+@click.argument("source", metavar="WORKSPACE|BUNDLE|IMAGES", type=PathArgument())
+@struct_options(EvaluateOptions)
+@option(
+    "-o",
+    "--output",
+    group="Images",
+    type=PathArgument(),
+    help="Folder for images and features; what is there is gone on with.",
+)
+@require_key_option
+@explain_option
+@json_option
+def evaluate(
+    source: Path,
+    output: Path | None,
+    keys: Sequence[Path],
+    explain: bool,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """Measure a generator on many images: FID, sFID, Inception score, precision, recall, KID.
+
+    IMAGES may be a .npz of `generate --npz` or a folder of images, which are measured as they are.
+    A generator's images are made in shards by workers; image k depends on the seed and k alone. An
+    evaluation that was stopped goes on where it was.
+
+    \b
+    Example: arvg-trt evaluate out/ws -o out/50k --features inception.onnx \\
+                 --reference VIRTUAL_imagenet256_labeled.npz --workers 4
+    """
+    from ..validate.evaluate.run import evaluate as evaluate_source
+    from ..validate.evaluate.text import evaluation_lines
+
+    options = with_changes(EvaluateOptions(), **changes)
+    opening = Opening(keys, explain)
+    with ConsoleReporter(quiet=as_json) as reporter:
+        found = evaluate_source(source, options, output, reporter, opening.access)
+    if as_json:
+        print_json({**msgspec.structs.asdict(found), "chosen": opening.chosen})
+        return
+    for line in evaluation_lines(found):
+        click.echo(line)
