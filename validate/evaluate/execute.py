@@ -6,11 +6,14 @@ is replaced, and what is missing on the disk is handed out anew.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
+from threading import Thread
 from typing import Any
 
 from ...calibrate.executors import Execution
@@ -54,7 +57,9 @@ def run_pool(execution: Execution, left: dict[int, ShardTask], done: Done) -> No
     """Make shards in one pool; those that are made leave `left`, whatever happens after."""
     workers = min(execution.workers, len(left))
     # Spawned: sessions and their threads do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=end_with_parent
+    )
     try:
         pending = {pool.submit(make_shard, task) for task in left.values()}
         while pending:
@@ -65,6 +70,21 @@ def run_pool(execution: Execution, left: dict[int, ShardTask], done: Done) -> No
                 done(shard)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """End this worker as soon as the process that started it is gone, even if that was killed.
+
+    A pool's workers hold both ends of their queue, and would wait in it for ever.
+    """
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=watch, name="parent", daemon=True).start()
 
 
 def on_ray(execution: Execution, tasks: Sequence[ShardTask], done: Done, warn: Warn) -> None:

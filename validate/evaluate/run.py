@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import msgspec
@@ -39,7 +38,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     source: str
-    folder: Path | None
+    folder: str | None
     plan: EvaluationPlan | None
     made: int
     seconds: float
@@ -133,7 +132,7 @@ def evaluate_generator(
     left = missing(output, plan)
     made = sum(len(plan.numbers(shard)) for shard in left)
     if made:
-        make_images(graphs_folder(graphs), output, plan, left, options, reporter, spec)
+        make_images(graphs_folder(graphs), output, plan, left, options, reporter)
     seconds = time.monotonic() - start
     distribution: Distribution | None = None
     if network is not None:
@@ -146,7 +145,7 @@ def evaluate_generator(
         )
     found = Evaluation(
         source=str(source),
-        folder=output,
+        folder=str(output),
         plan=plan,
         made=made,
         seconds=seconds,
@@ -172,7 +171,7 @@ def plan_of(folder: Path, spec: GeneratorSpec, options: EvaluateOptions) -> Eval
         count=options.count,
         labels=labels,
         seed=options.seed,
-        sampling={k: v for k, v in asdict(sampling_of(spec, options)).items() if v is not None},
+        sampling=sampling_of(spec, options),
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         features=features,
@@ -197,7 +196,6 @@ def make_images(
     left: list[int],
     options: EvaluateOptions,
     reporter: Reporter,
-    spec: GeneratorSpec,
 ) -> None:
     """Make the shards that are left; shards of an earlier call count as done from the start."""
     execution = Execution.choose(options.executor, options.workers)
@@ -209,7 +207,6 @@ def make_images(
         allow_fallback=options.allow_fallback,
         threads=options.threads or execution.threads,
     )
-    sampling = sampling_of(spec, options)
     tell = progress(reporter, "making images")
     done = plan.count - sum(len(plan.numbers(shard)) for shard in left)
     if done:
@@ -221,7 +218,7 @@ def make_images(
         done += len(plan.numbers(shard))
         tell(done, plan.count)
 
-    tasks = [ShardTask(place, plan, sampling, shard) for shard in left]
+    tasks = [ShardTask(place, plan, shard) for shard in left]
     run_shards(execution, tasks, finished, reporter.warn)
 
 

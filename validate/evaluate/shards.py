@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ...errors import WorkspaceError
+from ...runtime.sampling import Sampling
 from ...workspace.files import atomic_stream, atomic_write, decode_json, encode_json
 
 PLAN, SHARDS = "plan.json", "shards"
@@ -41,7 +42,7 @@ class EvaluationPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     count: int
     labels: tuple[int, ...]
     seed: int
-    sampling: dict[str, float | None]
+    sampling: Sampling
     batch_size: int
     shard_size: int
     features: str | None = None

@@ -36,4 +36,4 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
             yield f"{'KID':33}{kid.mean:.6f} ± {kid.deviation:.6f}"
         yield from distribution.notes
     if found.folder is not None:
-        yield str(found.folder)
+        yield found.folder

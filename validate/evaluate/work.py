@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.generator import Generator
-from ...runtime.sampling import Sampling
 from ..quality.open import FeatureNetwork, open_feature_network
 from .shards import EvaluationPlan, write_shard
 
@@ -37,7 +36,6 @@ class ShardTask:
 
     place: Workplace
     plan: EvaluationPlan
-    sampling: Sampling
     shard: int
 
 
@@ -71,7 +69,7 @@ class ShardMaker:
         for made in self.generator.batches(
             task.plan.labels_of(task.shard),
             seed=task.plan.seed,
-            sampling=task.sampling,
+            sampling=task.plan.sampling,
             batch_size=task.plan.batch_size,
             first=numbers.start,
         ):
