@@ -39,7 +39,7 @@ def measured(tmp_path: Path, own: np.ndarray, **reference: Any) -> dict[str, Any
 
 
 def test_statistics_of_a_reference_are_taken_as_they_are(tmp_path: Path) -> None:
-    """As the evaluator does: mu and sigma for FID, the images for precision and recall."""
+    """The evaluator takes mu and sigma for FID, the images for precision and recall."""
     given = {"mu": np.arange(12.0), "sigma": np.eye(12) * 30}
     spatial = {"mu_s": np.zeros(12), "sigma_s": np.eye(12)}
     found = measured(tmp_path, OWN, arr_0=THEIRS, **given, **spatial)

@@ -76,7 +76,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity(
 
 
 def test_precision_and_recall_are_those_of_a_search_over_all_pairs() -> None:
-    """As the evaluator's `less_thans` has it, distances in float64."""
+    """The evaluator's `less_thans` compares all pairs too; distances here are of float64."""
     real, own = normal(60, 3, 5).astype(np.float64), normal(50, 3, 6, 0.7).astype(np.float64)
 
     def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
