@@ -1,9 +1,10 @@
-"""Random weights of the networks that measure images, under the names of their checkpoints."""
+"""Networks that measure images: tiny ones, and published ones with random weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import torch
 from torch import nn
 
@@ -45,3 +46,33 @@ def save_backbone(path: Path, name: str) -> dict[str, torch.Tensor]:
     tensors = {f"features.{key}": value for key, value in features.state_dict().items()}
     torch.save(tensors | {"classifier.6.weight": torch.zeros(10, 4)}, path)
     return tensors
+
+
+def saved(path: Path, text: str) -> Path:
+    """Write a graph given as ONNX text."""
+    header = '<ir_version: 10, opset_import: ["" : 21]>\n'
+    model = onnx.parser.parse_model(header + text)
+    onnx.save(model, path)
+    return path
+
+
+def colour_network(path: Path) -> Path:
+    """Mean colours as `pool`, and their doubles as `spatial`."""
+    return saved(
+        path,
+        """g (uint8[N,3,H,W] x) => (float[N,3] spatial, float[N,3] pool)
+        <int64[2] axes = {2, 3}, float two = {2.0}>
+        { wide = Cast<to = 1>(x) pool = ReduceMean<keepdims = 0>(wide, axes)
+          spatial = Mul(pool, two) }""",
+    )
+
+
+def difference_network(path: Path, scale: float = 1.0) -> Path:
+    """The mean absolute difference of two images in [-1, 1]."""
+    return saved(
+        path,
+        f"""g (float[N,3,H,W] a, float[N,3,H,W] b) => (float[N] d)
+        <int64[3] axes = {{1, 2, 3}}, float scale = {{{scale}}}>
+        {{ gap = Sub(a, b) size = Abs(gap) mean = ReduceMean<keepdims = 0>(size, axes)
+          d = Mul(mean, scale) }}""",
+    )

@@ -18,7 +18,7 @@ from ...samples.base import SampleSource
 from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
-from ..quality.open import network_digests
+from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import QualityMeter
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
 from .measurement import Folders, Measurements, Progress, timed
@@ -41,7 +41,8 @@ class TokenizerMeasurement:
 
     @classmethod
     def open(cls, model: Exported, options: ValidateOptions) -> TokenizerMeasurement:
-        """Raises CalibrationError as `held_out_crops` does."""
+        """Raises CalibrationError as `held_out_crops` does, and for a network that is not there."""
+        check_networks(options)
         return cls(model, held_out_crops(model, options), options)
 
     @property

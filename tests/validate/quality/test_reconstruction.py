@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
 
 from arvg_trt.errors import AccuracyError, CalibrationError, RecipeError
 from arvg_trt.recipe.validate import ValidateOptions
@@ -18,38 +16,7 @@ from arvg_trt.validate.quality.open import check_networks, open_feature_network,
 from arvg_trt.validate.quality.reconstruction import QUALITY_METRICS, QualityMeter, open_pairs
 
 from ..conftest import LEVELS, GreyCodec, make_images
-
-OPSET = [helper.make_opsetid("", 21)]
-
-
-def saved(path: Path, text: str) -> Path:
-    """Write a graph given as ONNX text."""
-    header = '<ir_version: 10, opset_import: ["" : 21]>\n'
-    model = onnx.parser.parse_model(header + text)
-    onnx.save(model, path)
-    return path
-
-
-def colour_network(path: Path) -> Path:
-    """Mean colours as `pool`, and their doubles as `spatial`."""
-    return saved(
-        path,
-        """g (uint8[N,3,H,W] x) => (float[N,3] spatial, float[N,3] pool)
-        <int64[2] axes = {2, 3}, float two = {2.0}>
-        { wide = Cast<to = 1>(x) pool = ReduceMean<keepdims = 0>(wide, axes)
-          spatial = Mul(pool, two) }""",
-    )
-
-
-def difference_network(path: Path, scale: float = 1.0) -> Path:
-    """The mean absolute difference of two images in [-1, 1]."""
-    return saved(
-        path,
-        f"""g (float[N,3,H,W] a, float[N,3,H,W] b) => (float[N] d)
-        <int64[3] axes = {{1, 2, 3}}, float scale = {{{scale}}}>
-        {{ gap = Sub(a, b) size = Abs(gap) mean = ReduceMean<keepdims = 0>(size, axes)
-          d = Mul(mean, scale) }}""",
-    )
+from ..networks_of_tests import colour_network, difference_network, saved
 
 
 def measured(meter: QualityMeter, candidate: GreyCodec) -> CandidateAccuracy:
