@@ -55,6 +55,7 @@ class Reference:
     name: str
     gaussians: Mapping[str, Gaussian]
     pool: Features | None
+    side: tuple[int, int] | None = None  # of the images, where there are some
 
 
 def measure_distribution(
@@ -62,9 +63,12 @@ def measure_distribution(
     widths: Mapping[str, int],
     count: int,
     reference: Reference | None,
+    side: tuple[int, int],
     tell: Tell = lambda step: None,
 ) -> Distribution:
-    """Measure features of `count` images, with `widths` by name; `tell` is told each step.
+    """Measure features of `count` images of a side, with `widths` by name.
+
+    `tell` is told each step.
 
     Raises:
         AccuracyError: features that are not finite, a reference of another width, or fewer than
@@ -79,6 +83,9 @@ def measure_distribution(
     if reference is None:
         notes.append("there is no reference, which FID, sFID, precision, recall and KID need")
     else:
+        if reference.side not in (None, side):
+            sizes = ["x".join(map(str, s)) for s in (reference.side, side) if s is not None]
+            notes.append(f"the reference's images are {sizes[0]}, these are {sizes[1]}")
         found |= distances(parts, widths, count, reference, notes, tell)
     if LOGITS in widths:
         tell("Inception score")

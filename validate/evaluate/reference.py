@@ -148,7 +148,7 @@ def open_reference(path: Path, network: FeatureNetwork, progress: Progress) -> R
     wanted = [name for name in STATISTICS if name in network.widths]
     features = extract(images, network, wanted, progress)
     made = {n: gaussian(iter(v)) for n, v in features.items() if n not in given}
-    return Reference(path.name, {**made, **given}, np.concatenate(features[POOL]))
+    return Reference(path.name, {**made, **given}, np.concatenate(features[POOL]), images.side)
 
 
 def statistics(

@@ -98,7 +98,12 @@ def evaluate_images(source: Path, options: EvaluateOptions, reporter: Reporter) 
         images, network, tuple(network.widths), progress(reporter, "measuring images")
     )
     found = measure_distribution(
-        lambda name: iter(features[name]), network.widths, images.count, reference, say(reporter)
+        lambda name: iter(features[name]),
+        network.widths,
+        images.count,
+        reference,
+        images.side,
+        say(reporter),
     )
     return Evaluation(
         source=str(source),
@@ -141,7 +146,7 @@ def evaluate_generator(
             return read_features(output, plan, name)
 
         distribution = measure_distribution(
-            parts, network.widths, plan.count, reference, say(reporter)
+            parts, network.widths, plan.count, reference, (spec.image_size,) * 2, say(reporter)
         )
     found = Evaluation(
         source=str(source),

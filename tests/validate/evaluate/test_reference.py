@@ -80,6 +80,16 @@ def test_fewer_images_than_features_are_said_to_bias_fid(tmp_path: Path) -> None
     assert any("FID of 9 images on 12 features is biased upward" in n for n in found["notes"])
 
 
+def test_a_reference_of_other_sides_is_measured_and_said(tmp_path: Path) -> None:
+    """FID's network takes all images to one size; this one leaves out a ninth row."""
+    taller = np.pad(THEIRS, ((0, 0), (0, 1), (0, 0), (0, 0)))
+    found = measured(tmp_path, OWN, arr_0=taller)
+    assert "the reference's images are 9x8, these are 8x8" in found["notes"]
+    same = measured(tmp_path, OWN, arr_0=THEIRS)
+    assert found["fid"] == pytest.approx(same["fid"], rel=1e-6)
+    assert not any("images are" in note for note in same["notes"])
+
+
 def test_constant_images_have_figures(tmp_path: Path) -> None:
     found = measured(tmp_path, np.full((6, 8, 8, 3), 7, np.uint8), arr_0=THEIRS)
     assert found["inception_score"] == pytest.approx(1) and found["precision"] == 0
