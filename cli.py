@@ -13,11 +13,10 @@ from .commands.bundle import bundle
 from .commands.ci import ci
 from .commands.compare import compare
 from .commands.diagnose import diagnose
-from .commands.evaluate import evaluate
+from .commands.evaluate import evaluate, network
 from .commands.images import decode, encode, generate
 from .commands.index import index
 from .commands.info import analyze, doctor, inspect, models, targets
-from .commands.network import network
 from .commands.predict import predict, probe
 from .commands.recipes import recipes
 from .commands.run import run

@@ -1,4 +1,4 @@
-"""Define the command that measures tens of thousands of images."""
+"""Define the commands that measure many images, and that make the networks for it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from .support.options import (
     require_key_option,
     struct_options,
 )
+
+NAMES = ("inception", "lpips-alex", "lpips-vgg", "dists")
 
 
 @command()
@@ -66,3 +68,42 @@ def evaluate(
         return
     for line in evaluation_lines(found):
         click.echo(line)
+
+
+@command()
+@click.argument("name", type=click.Choice(NAMES))
+@click.argument("weights", type=PathArgument())
+@click.option(
+    "--heads",
+    type=PathArgument(),
+    metavar="FILE",
+    help="Learned heads of LPIPS or DISTS. [default: those of the installed package lpips, "
+    "torchmetrics or DISTS-pytorch]",
+)
+@click.option("-o", "--output", type=PathArgument(), required=True, help="ONNX file to write.")
+@json_option
+def network(name: str, weights: Path, heads: Path | None, output: Path, as_json: bool) -> None:
+    """Make a network that measures images, as ONNX, from a file of published WEIGHTS.
+
+    \b
+    inception   features of FID: pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or
+                weights-inception-2015-12-05-6726825d.pth of torch-fidelity
+    lpips-alex  torchvision's alexnet-owt-7be5be79.pth
+    lpips-vgg   torchvision's vgg16-397923af.pth
+    dists       the same
+    \b
+    Example: arvg-trt network inception pt_inception-2015-12-05-6726825d.pth -o inception.onnx
+    """
+    from ..validate.quality.make import NetworkName, make_network
+
+    named: dict[str, NetworkName] = {
+        "inception": "inception",
+        "lpips-alex": "lpips-alex",
+        "lpips-vgg": "lpips-vgg",
+        "dists": "dists",
+    }
+    title = make_network(named[name], weights, output, heads)
+    if as_json:
+        print_json({"network": title, "file": str(output)})
+    else:
+        click.echo(f"{output}: {title}")

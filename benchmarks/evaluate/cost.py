@@ -1,6 +1,6 @@
 """Measure images a second of `evaluate` by its workers, beside a plain loop in one process.
 
-python -m arvg_trt.benchmarks.evaluate_cost
+python -m arvg_trt.benchmarks.evaluate.cost
 
 var-mini makes the images, on one thread a worker. Processor seconds an image, of workers and driver
 together, tell the overhead apart from what other programs take of the machine.
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import click
 
-from ..api import Workspace
-from .common import (
+from ...api import Workspace
+from ..common import (
     RESULTS,
     environment,
     environment_line,
@@ -97,7 +97,7 @@ def main(count: int, workers: Sequence[int], output: Path) -> None:
 {count:,} images of {MODEL}, batches of 4, shards of 100, PNGs in tars, no feature network; from
 start to end of the program, on a machine that others used at the time. The overhead is of processor
 seconds, which that does not change; the driver and the opening of sessions are in it.
-Written by `python -m arvg_trt.benchmarks.evaluate_cost`, commit {source_commit()}.
+Written by `python -m arvg_trt.benchmarks.evaluate.cost`, commit {source_commit()}.
 
 {markdown_table(header, lines)}
 

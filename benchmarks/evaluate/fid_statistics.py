@@ -1,6 +1,6 @@
 """Measure time and memory of FID's statistics, streamed and as the ADM evaluator takes them.
 
-python -m arvg_trt.benchmarks.fid_statistics
+python -m arvg_trt.benchmarks.evaluate.fid_statistics
 
 50,000 x 2,048 float32 features, correlated and not negative, come in batches of 500; their distance
 is to the statistics of 10,000 others. Each way has a process of its own: `streamed` keeps sums,
@@ -50,8 +50,8 @@ class Clock:
 
 
 def streamed(count: int, other: int, width: int, clock: Clock) -> float:
-    from ..validate.metrics.frechet import gaussian_distance
-    from ..validate.metrics.moments import Moments
+    from ...validate.metrics.frechet import gaussian_distance
+    from ...validate.metrics.moments import Moments
 
     made = []
     for part, number, seed in (("reference", other, 2), ("statistics", count, 1)):
@@ -93,7 +93,7 @@ def main(count: int, reference: int, width: int, way: str | None, output: Path |
         distance = WAYS[way](count, reference, width, clock)
         output.write_text(json.dumps({"distance": distance, "seconds": clock.seconds}))
         return
-    from .common import (
+    from ..common import (
         RESULTS,
         environment,
         environment_line,
@@ -108,7 +108,7 @@ def main(count: int, reference: int, width: int, way: str | None, output: Path |
     for name in WAYS:
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch) / "found.json"
-            module = "arvg_trt.benchmarks.fid_statistics"
+            module = "arvg_trt.benchmarks.evaluate.fid_statistics"
             arguments = [module, *sizes, "--way", name, "--output", str(target)]
             measured = run_measured(arguments, Path(scratch))
             rows[name] = json.loads(target.read_text()) | {"peak_mb": measured.peak_mb}
@@ -129,7 +129,8 @@ def main(count: int, reference: int, width: int, way: str | None, output: Path |
 processors, on a machine that others used at the time. `statistics` and `reference` are mean and
 covariance, `distance` the Frechet distance of both. `streamed` is this package's way, `evaluator`
 that of the ADM evaluator: numpy.cov of all features, scipy.linalg.sqrtm. Peak memory is of the
-whole process. Written by `python -m arvg_trt.benchmarks.fid_statistics`, commit {source_commit()}.
+whole process. Written by `python -m arvg_trt.benchmarks.evaluate.fid_statistics`, commit
+{source_commit()}.
 
 {markdown_table(header, lines)}
 
