@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 
 setup: $(VENV)/.ready
 
+# Published metrics that tests compare with; without torchvision, which they import and tests do not
+# need (tests/validate/oracles.py).
+ORACLES := DISTS-pytorch lightning-utilities lpips pytorch-msssim torch-fidelity torchmetrics
+
 # The package is installed for its metadata and command, then its copy is replaced by a link to this
 # folder: the repository root is the package, which setuptools' editable finder cannot express.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -13,6 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '.[export,rtx,report,distributed,docs,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt $(ORACLES)
 	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
 		rm -rf "$$site/arvg_trt" build *.egg-info && ln -s "$(CURDIR)" "$$site/arvg_trt"
 	touch $@

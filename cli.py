@@ -13,6 +13,7 @@ from .commands.bundle import bundle
 from .commands.ci import ci
 from .commands.compare import compare
 from .commands.diagnose import diagnose
+from .commands.evaluate import evaluate, network
 from .commands.images import decode, encode, generate
 from .commands.index import index
 from .commands.info import analyze, doctor, inspect, models, targets
@@ -54,6 +55,7 @@ for command in (
     validate,
     run,
     generate,
+    evaluate,
     encode,
     decode,
     bundle,
@@ -74,6 +76,7 @@ for command in (
     ci,
     index,
     schema,
+    network,
     why,
     diagnose,
     doctor,

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import GenerationError
-from ..recipe.commands import GenerateOptions
+from ..recipe.commands import DRAWS, GenerateOptions
 from ..runtime.bundle.open import ANY, BundleAccess, located
 from ..runtime.files import Outputs, write_batches
 from ..runtime.folders import placed_spec
@@ -18,15 +18,6 @@ from ..runtime.labels import check_labels, parse_labels
 from ..runtime.sampling import Sampling
 from ..workspace.stage import Reporter, in_stage
 
-SAMPLING = (
-    "cfg",
-    "top_k",
-    "top_p",
-    "temperature",
-    "cfg_power",
-    "iterations",
-    "diffusion_steps",
-)
 MOST_IMAGES = 10**6
 
 
@@ -63,7 +54,7 @@ def generate_files(
     path = located(path, options.device, access, reporter, wants="generator")
     _, spec = placed_spec(path, options.device)
     sampling = choose_sampling(
-        spec, options.greedy, **{name: getattr(options, name) for name in SAMPLING}
+        spec, options.greedy, **{name: getattr(options, name) for name in DRAWS}
     )
     classes = parse_labels(options.labels, spec.num_classes)
     require_few(len(classes) * options.count)

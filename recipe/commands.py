@@ -15,6 +15,9 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=MOST_IMAGES)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Threads = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 
+# Names of `Sampling` that a call may change.
+DRAWS = ("cfg", "top_k", "top_p", "temperature", "cfg_power", "iterations", "diffusion_steps")
+
 
 class SearchOptions(Options, frozen=True, kw_only=True):
     """Say which formats a search tries, and what its plan may cost."""
@@ -92,27 +95,9 @@ class DiagnoseOptions(Options, frozen=True, kw_only=True):
         require_in_range(self)
 
 
-class GenerateOptions(Options, frozen=True, kw_only=True):
-    """Say what a generator makes, and how it draws; None takes the model's own sampling."""
+class SamplingOptions(Options, frozen=True, kw_only=True):
+    """Say how a generator draws; None takes the model's own sampling."""
 
-    GROUPS: ClassVar[Groups] = {
-        "Images": ("labels", "count", "seed"),
-        "Sampling": (
-            "cfg",
-            "top_k",
-            "top_p",
-            "temperature",
-            "cfg_power",
-            "iterations",
-            "diffusion_steps",
-            "greedy",
-        ),
-        "Work": ("device", "allow_fallback", "batch_size", "threads"),
-    }
-
-    labels: Annotated[tuple[str, ...], says("Classes, e.g. 3,7 or 0-9.")]
-    count: Annotated[Count, says("Images of each label.")] = 1
-    seed: Annotated[Seed, says("Seed of the draws.")] = 0
     cfg: Annotated[float | None, says("Guidance strength, 0 for none. [default: the model's]")] = (
         None
     )
@@ -138,6 +123,20 @@ class GenerateOptions(Options, frozen=True, kw_only=True):
     greedy: Annotated[
         bool, says("Take the arg-max instead of draws (MAR: add no noise to a token on its way).")
     ] = False
+
+
+class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):
+    """Say what a generator makes, and how it draws; None takes the model's own sampling."""
+
+    GROUPS: ClassVar[Groups] = {
+        "Images": ("labels", "count", "seed"),
+        "Sampling": (*DRAWS, "greedy"),
+        "Work": ("device", "allow_fallback", "batch_size", "threads"),
+    }
+
+    labels: Annotated[tuple[str, ...], says("Classes, e.g. 3,7 or 0-9.")]
+    count: Annotated[Count, says("Images of each label.")] = 1
+    seed: Annotated[Seed, says("Seed of the draws.")] = 0
     batch_size: Annotated[Annotated[int, msgspec.Meta(ge=1)], says("Images at once.")] = 4
     threads: Annotated[Threads, says("Threads of ONNX Runtime, 0 for all.")] = 0
     device: Annotated[str, says(DEVICE)] = "auto"

@@ -23,7 +23,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
     GROUPS: ClassVar[Groups] = {
         "Held-out samples": ("images", "feeds", "labels", "samples", "seed", "batch_size", "size"),
-        "Measures": ("features", "gates", "skip_engine", "second_opinion"),
+        "Measures": ("features", "lpips", "dists", "gates", "skip_engine", "second_opinion"),
         "Timing": ("rounds", "warmup", "threads"),
         "Device": ("device", "allow_fallback"),
     }
@@ -49,7 +49,17 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     ] = 1000
     batch_size: Annotated[int, says("Images in flight.", COUNT)] = 4
     features: Annotated[
-        str | None, says("An ONNX graph from images to features, for their Frechet distance.")
+        str | None,
+        says(
+            "An ONNX graph from images to features, for their Frechet distance; a tokenizer's is "
+            "rFID."
+        ),
+    ] = None
+    lpips: Annotated[
+        str | None, says("An ONNX graph from two images to their LPIPS; see `arvg-trt network`.")
+    ] = None
+    dists: Annotated[
+        str | None, says("An ONNX graph from two images to their DISTS; see `arvg-trt network`.")
     ] = None
     size: Annotated[int, says("Side of the centre crops.", SIDE)] = 256
     gates: Annotated[
@@ -72,4 +82,4 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_in_range(self)
-        require_not_empty(self, "images", "feeds", "labels", "features", "device")
+        require_not_empty(self, "images", "feeds", "labels", "features", "lpips", "dists", "device")

@@ -48,11 +48,14 @@ def check_options(kind: ModelKind, options: CalibrateOptions | ValidateOptions) 
 
 def check_kind(kind: ModelKind, options: CalibrateOptions | ValidateOptions) -> None:
     """Raises CalibrationError for an option that models of this kind do not take."""
-    refused, what = ("labels", "features"), "only a generator takes {}"
-    do = "leave it out"
+    refused: tuple[str, ...] = ("labels",)
+    what, do = "only a generator takes {}", "leave it out"
     if kind == "generator":
         refused, what = ("feeds", "synthetic"), "a generator takes what it generates, or images"
         do = "leave it out; --labels says which classes"
+    if kind == "custom":
+        refused = ("labels", "features", "lpips", "dists")
+        what = "only an image generator or tokenizer takes {}"
     for name in refused:
         if getattr(options, name, None):
             raise CalibrationError(what.format(name), where=f"--{name}", do=do)

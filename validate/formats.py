@@ -26,6 +26,7 @@ DB, SSIM = number(2, " dB"), number(4)
 SHARE, WHOLE = number(2, " %", scale=100), number(0, " %", scale=100)
 TIMES, MS, SECONDS = number(2, "\u00d7"), number(2, " ms"), number(1, " s")
 NATS, TOKENS, DISTANCE = number(5, " nats"), number(1), number(5)
+LIKENESS, FID = number(4), number(3)
 COSINE, CROSS_ENTROPY, PERPLEXITY = number(6), number(4, " nats"), number(2)
 
 
@@ -41,6 +42,10 @@ METRICS: dict[str, Format] = {
     **dict.fromkeys(("latent_sqnr_db", "decoder_sqnr_db", "output_sqnr_db"), DB),
     **dict.fromkeys(("logits_sqnr_db", "condition_sqnr_db", "noise_sqnr_db", "site_sqnr_db"), DB),
     **dict.fromkeys(("token_agreement", "codebook_use", "identical", "top1", "top5"), SHARE),
+    **dict.fromkeys(("ms_ssim", "ms_ssim_vs_fp32"), SSIM),
+    **dict.fromkeys(("lpips", "lpips_vs_fp32", "dists", "dists_vs_fp32"), LIKENESS),
+    **dict.fromkeys(("rfid", "rfid_rise"), FID),
+    "codebook_perplexity": PERPLEXITY,
     "output_equal": SHARE,
     "output_cosine": COSINE,
     "output_max_error": error_text,

@@ -379,11 +379,19 @@ def test_images_smaller_than_the_pictures_are_refused(quantized: Path, tmp_path:
 def test_a_feature_network_of_another_form_is_refused(quantized: Path, tmp_path: Path) -> None:
     network = feature_network(tmp_path / "two.onnx", outputs=2)
     outcome = validate(quantized, "--features", network)
-    assert_refused(outcome, 3, "1 inputs (uint8) and 2 outputs")
+    assert_refused(outcome, 3, "and none of them is called pool")
 
 
-@pytest.mark.parametrize("name", ["labels", "features"])
-def test_what_only_a_generator_takes_is_refused_elsewhere(name: str) -> None:
-    with pytest.raises(CalibrationError, match=f"only a generator takes {name}") as refusal:
-        check_kind("tokenizer", ValidateOptions(**{name: "1"}))
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("tokenizer", "labels", "only a generator takes labels"),
+        ("custom", "labels", "only an image generator or tokenizer takes labels"),
+        ("custom", "features", "only an image generator or tokenizer takes features"),
+        ("custom", "lpips", "only an image generator or tokenizer takes lpips"),
+    ],
+)
+def test_what_other_kinds_of_models_take_is_refused(kind: Any, name: str, words: str) -> None:
+    with pytest.raises(CalibrationError, match=words) as refusal:
+        check_kind(kind, ValidateOptions(**{name: "1"}))
     assert refusal.value.where == f"--{name}"

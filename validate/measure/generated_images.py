@@ -15,6 +15,7 @@ from ..metrics.frechet import frechet_distance
 from ..metrics.image import SSIM_WINDOW, none_if_infinite, psnr, ssim
 from ..metrics.summary import Summary
 from ..metrics.sums import SampleSums, energies
+from ..quality.reconstruction import Pair, PerImage
 from .generator_accuracy import FrechetRow, GeneratedImageAccuracy
 from .tokenizer_accuracy import ComparedImage
 
@@ -37,7 +38,11 @@ class Features:
 class _Accumulator:
     """Collect numbers and features of one candidate's images, never the images."""
 
-    def __init__(self, networks: Sequence[Features]) -> None:
+    def __init__(
+        self, networks: Sequence[Features], pairs: Mapping[str, Pair] | None = None
+    ) -> None:
+        self.measures = pairs or {}
+        self.pairs: dict[str, list[float | None]] = {name: [] for name in self.measures}
         self.psnr: list[float] = []
         self.ssim: list[float] = []
         self.first: list[int | None] = []
@@ -54,6 +59,8 @@ class _Accumulator:
             self.psnr.append(psnr(reference, image))
             if min(image.shape[:2]) >= SSIM_WINDOW:
                 self.ssim.append(ssim(reference, image))
+            for name, measure in self.measures.items():
+                self.pairs[name].append(measure(reference, image))
         wanted, actual = fp32[1], own[1]
         if not np.issubdtype(wanted.dtype, np.integer):
             self.latent.add(wanted, actual)
@@ -70,6 +77,7 @@ class _Accumulator:
 
     def result(self, frechet: tuple[FrechetRow, ...]) -> GeneratedImageAccuracy:
         discrete = self.tokens > 0
+        found = {name: PerImage.of(name, values) for name, values in self.pairs.items()}
         return GeneratedImageAccuracy(
             token_agreement=self.equal / self.tokens if discrete else None,
             first_difference=tuple(self.first),
@@ -79,6 +87,7 @@ class _Accumulator:
             ssim_vs_fp32=Summary.of(self.ssim) if self.ssim else None,
             frechet=frechet,
             sums=self.sums.columns(),
+            pairs={name: row for name, row in found.items() if row is not None},
         )
 
 
@@ -91,17 +100,19 @@ def measure_generated_images(
     others: Iterable[Images],
     keep: int,
     progress: Callable[[int], None],
+    pairs: Mapping[str, Pair] | None = None,
 ) -> tuple[dict[str, GeneratedImageAccuracy], list[ComparedImage]]:
     """Compare batches of images with FP32's, one batch in memory at a time.
 
     Candidates come in the same batches as FP32. `names` are those of the images. `others` are as
     many FP32 images of other seeds, and are read only if there are `networks`. The first `keep`
-    images are returned. `progress` is called with the number of images done.
+    images are returned. `pairs` are further measures of an image and FP32's. `progress` is called
+    with the number of images done.
 
     Raises:
         AccuracyError: images or tokens of another shape than FP32's, features that are not finite.
     """
-    accumulators = {name: _Accumulator(networks) for name in candidates}
+    accumulators = {name: _Accumulator(networks, pairs) for name in candidates}
     reference = _Accumulator(networks)
     shown_images: list[ComparedImage] = []
     done = 0

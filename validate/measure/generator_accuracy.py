@@ -11,6 +11,7 @@ from ..metrics.image import decibels
 from ..metrics.logits import LogitsAccuracy, perplexity
 from ..metrics.outputs import OutputAccuracy
 from ..metrics.summary import Summary
+from ..quality.reconstruction import PAIR_NAMES, PerImage
 
 
 class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,8 +35,9 @@ class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     ``first_difference`` is, for each image, the number of tokens before the first different one, or
     None where all ``length`` are the same. Both are None and empty where tokens are continuous:
     then ``latent_sqnr_db`` compares the latents (None for no error, or discrete tokens). PSNR and
-    SSIM compare 8-bit images with FP32's, SSIM only those with sides of 11 or more. ``sums`` has,
-    by image, its ``equal`` tokens or the energies of latents; a report of version 1 has none.
+    SSIM compare 8-bit images with FP32's, SSIM only those with sides of 11 or more; so do the
+    measures of ``pairs``, by name. ``sums`` has, by image, its ``equal`` tokens or the energies of
+    latents; a report of version 1 has none.
     """
 
     token_agreement: float | None
@@ -46,6 +48,7 @@ class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     ssim_vs_fp32: Summary | None
     frechet: tuple[FrechetRow, ...] = ()
     sums: dict[str, tuple[float, ...]] = {}
+    pairs: dict[str, PerImage] = {}
 
     @property
     def identical(self) -> float | None:
@@ -103,6 +106,7 @@ GENERATION_NAMES: tuple[str, ...] = (
     *_OUTPUTS,
     "site_sqnr_db",
     *_PICTURES,
+    *(f"{name}_vs_fp32" for name in PAIR_NAMES),
     "latent_sqnr_db",
     LATENT,
     NETWORK,
@@ -124,4 +128,5 @@ def generation_metrics(accuracy: GeneratorAccuracy) -> dict[str, float | None]:
         if pictures.token_agreement is None:
             values["latent_sqnr_db"] = decibels(pictures.latent_sqnr_db)
         values |= {row.key: row.distance for row in pictures.frechet}
+        values |= {f"{name}_vs_fp32": row.mean for name, row in pictures.pairs.items()}
     return values

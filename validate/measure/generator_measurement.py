@@ -26,11 +26,13 @@ from ...samples.encoded import EncodedImages
 from ...samples.generated import GeneratedSamples
 from ...samples.sources import held_out_images
 from ...workspace.facts import Exported, facts
-from ...workspace.files import decode_json, sha256_file
+from ...workspace.files import decode_json
 from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
+from ..quality.open import check_networks, network_digests
+from ..quality.reconstruction import Pair, open_pairs
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
-from .features import check_network, open_features
+from .features import open_features
 from .generated_images import Batch, Features, Images, measure_generated_images
 from .generator_accuracy import GeneratorAccuracy
 from .measurement import Folders, Measurements, Progress
@@ -52,6 +54,7 @@ class GeneratorMeasurement:
     generated: GeneratedSamples
     images: EncodedImages | None
     networks: tuple[Features, ...]
+    pairs: Mapping[str, Pair]
     options: ValidateOptions
     noun: str = "images"
 
@@ -68,10 +71,11 @@ class GeneratorMeasurement:
             RecipeError: a feature network that cannot be used.
         """
         generated, images = held_out_images(model, options, seen)
-        check_network(options.features)
+        check_networks(options)
         side = generated.spec.image_size
         networks = open_features(model.folder, options.features, side, options.threads)
-        return cls(model.folder, generated, images, tuple(networks), options)
+        pairs = open_pairs(options, side)
+        return cls(model.folder, generated, images, tuple(networks), pairs, options)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,8 +88,7 @@ class GeneratorMeasurement:
     @property
     def digests(self) -> Mapping[str, str]:
         images = {} if self.images is None else self.images.digests
-        network = self.options.features
-        return {**images, **({"features": sha256_file(Path(network))} if network else {})}
+        return {**images, **network_digests(self.options)}
 
     @property
     def _spec(self) -> GeneratorSpec:
@@ -122,6 +125,7 @@ class GeneratorMeasurement:
                     for name, generator in generators.items()
                 },
                 networks=self.networks,
+                pairs=self.pairs,
                 others=self._others(),
                 keep=KEPT_PICTURES,
                 progress=lambda done: progress("comparing images", done, len(labels)),

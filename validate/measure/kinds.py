@@ -8,8 +8,8 @@ from ...recipe.validate import ValidateOptions
 from ...samples.base import SampleSource
 from ...samples.sources import check_options
 from ...workspace.facts import Exported, ModelKind
+from ..quality.open import check_networks
 from .custom_measurement import CustomMeasurement
-from .features import check_network
 from .generator_measurement import GeneratorMeasurement
 from .measurement import Measurement
 from .tokenizer_measurement import TokenizerMeasurement
@@ -23,7 +23,7 @@ def check_validation(kind: ModelKind, options: ValidateOptions) -> None:
             of a feature network.
     """
     check_options(kind, options)
-    check_network(options.features)
+    check_networks(options)
 
 
 def open_measurement(

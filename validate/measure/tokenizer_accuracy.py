@@ -28,6 +28,7 @@ from ..metrics.image import (
 )
 from ..metrics.summary import Summary
 from ..metrics.sums import SampleSums, energies
+from ..quality.reconstruction import QualityMeter, ReconstructionQuality
 
 
 class Codec(Protocol):
@@ -79,6 +80,7 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     codebook_use_reference: float | None
     sites: dict[str, float | None] = {}
     sums: dict[str, tuple[float, ...]] = {}
+    quality: ReconstructionQuality = ReconstructionQuality()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,12 +231,13 @@ def measure(
     codebook_size: int | None,
     keep_images: int,
     progress: Callable[[int], None],
+    meter: QualityMeter | None = None,
 ) -> tuple[dict[str, CandidateAccuracy], list[ComparedImage]]:
     """Run every image through FP32 and each candidate, one image in memory at a time.
 
     `images`: (name, [H, W, 3] uint8, sides >= 11 and of a size the codecs take); `codebook_size`:
     None if unknown or continuous; the first `keep_images` images are returned with their
-    reconstructions; `progress` is told the number of images done.
+    reconstructions; `progress` is told the number of images done; `meter` sees every image.
 
     Raises AccuracyError, naming image and graph, for non-finite values, indices outside the
     codebook and shapes that differ from the reference; and for no images at all.
@@ -255,7 +258,7 @@ def measure(
         reference_accumulator.ssim.append(ssim(original, fp32_image))
         if tokens is not None:
             reference_accumulator.used.update(np.unique(tokens).tolist())
-        own_images: dict[str, NDArray[np.uint8]] = {}
+        made: dict[str, tuple[NDArray[np.uint8], NDArray[np.int32] | None]] = {}
         for candidate, graphs in others.items():
             accumulator = accumulators[candidate]
             own_tokens, own_latent = graphs.encode(name, feed)
@@ -271,9 +274,12 @@ def measure(
             own_code = own_latent if own_tokens is None else own_tokens
             own = to_uint8(graphs.decode(name, own_code, feed.shape))
             accumulator.add_images(original, fp32_image, own)
-            own_images[candidate] = own
+            made[candidate] = own, own_tokens
+        if meter is not None:
+            meter.add(original, (fp32_image, tokens), made)
         if len(pictures) < keep_images:
-            pictures.append(ComparedImage(name, original, fp32_image, own_images))
+            shown = {candidate: found[0] for candidate, found in made.items()}
+            pictures.append(ComparedImage(name, original, fp32_image, shown))
         progress(done)
     if not reference_accumulator.psnr:
         raise AccuracyError("there are no images to validate with", do="name a folder of images")

@@ -18,6 +18,8 @@ from ...samples.base import SampleSource
 from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
+from ..quality.open import check_networks, network_digests
+from ..quality.reconstruction import QualityMeter
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
 from .measurement import Folders, Measurements, Progress, timed
 from .tokenizer_accuracy import measure
@@ -39,7 +41,8 @@ class TokenizerMeasurement:
 
     @classmethod
     def open(cls, model: Exported, options: ValidateOptions) -> TokenizerMeasurement:
-        """Raises CalibrationError as `held_out_crops` does."""
+        """Raises CalibrationError as `held_out_crops` does, and for a network that is not there."""
+        check_networks(options)
         return cls(model, held_out_crops(model, options), options)
 
     @property
@@ -52,7 +55,7 @@ class TokenizerMeasurement:
 
     @property
     def digests(self) -> Mapping[str, str]:
-        return self.crops.digests
+        return {**self.crops.digests, **network_digests(self.options)}
 
     def run(self, folders: Folders, progress: Progress, device: str = "cpu") -> Measurements:
         export, threads = self.model.folder, self.options.threads
@@ -69,14 +72,19 @@ class TokenizerMeasurement:
             else ImageTokenizer.reference(folder, verify=name != HALF_PRECISION)
             for name, folder in folders.items()
         }
+        codebook_size = tokenizer_of(self.model.manifest).codebook_size
+        meter = QualityMeter.open(tuple(codecs), self.options, codebook_size)
         accuracy, pictures = measure(
             zip(self.names, self.crops.crops(), strict=True),
             ImageTokenizer.reference(export),
             codecs,
-            codebook_size=tokenizer_of(self.model.manifest).codebook_size,
+            codebook_size=codebook_size,
             keep_images=KEPT_PICTURES,
             progress=lambda done: progress("validating images", done, len(self.names)),
+            meter=meter,
         )
+        for name, quality in meter.results().items():
+            accuracy[name] = msgspec.structs.replace(accuracy[name], quality=quality)
         if QDQ in accuracy:
             chosen = [to_model(crop) for crop in islice(self.crops.crops(), SITE_IMAGES)]
             sites = measure_sites(

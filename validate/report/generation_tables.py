@@ -6,6 +6,7 @@ from ..formats import (
     CROSS_ENTROPY,
     DB,
     DISTANCE,
+    LIKENESS,
     NATS,
     PERPLEXITY,
     SHARE,
@@ -40,6 +41,9 @@ IMAGE_ROWS: tuple[tuple[str, str, Format], ...] = (
     ("PSNR to FP32's image, mean", "psnr_vs_fp32", DB),
     ("PSNR to FP32's image, worst", "psnr_vs_fp32_min", DB),
     ("SSIM to FP32's image, mean", "ssim_vs_fp32", SSIM),
+    ("MS-SSIM to FP32's image, mean", "ms_ssim_vs_fp32", SSIM),
+    ("LPIPS to FP32's image, mean", "lpips_vs_fp32", LIKENESS),
+    ("DISTS to FP32's image, mean", "dists_vs_fp32", LIKENESS),
 )
 
 

@@ -18,6 +18,7 @@ from ..measure.tokenizer_accuracy import CandidateAccuracy
 from ..metrics.image import decibels
 from ..metrics.latency import Cpu, Latency, Speed
 from ..metrics.outputs import WORST_NAMES, OutputAccuracy, worst
+from ..quality.reconstruction import QUALITY_METRICS
 from .calibration import Calibration
 from .gates import GateResult, Verdict
 
@@ -222,6 +223,7 @@ ACCURACY: dict[str, Callable[[CandidateAccuracy], float | None]] = {
     "decoder_sqnr_db": lambda a: decibels(a.decoder_sqnr_db),
     "codebook_use": lambda a: a.codebook_use,
     "site_sqnr_db": lambda a: min(map(decibels, a.sites.values()), default=None),
+    **QUALITY_METRICS,
 }
 PARTS: tuple[Part, ...] = ("encoder", "decoder", "tokens")
 MEASURED = tuple(dict.fromkeys((*ACCURACY, *WORST_NAMES, *GENERATION_NAMES)))

@@ -6,6 +6,7 @@ from ..download import PARTS
 from ..formats import COSINE, DB, MS, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
 from ..metrics.image import decibels
 from ..metrics.latency import Latency
+from ..quality.tables import QUALITY_ROWS, codebook_table, quality_caption, quality_reference
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
 from .gates import GateResult, Verdict, metric_of
@@ -24,6 +25,7 @@ def report_tables(report: Report) -> tuple[Table, ...]:
     tables = (
         _gates(report),
         _accuracy(report),
+        codebook_table(report),
         _outputs(report),
         *generator_tables(report),
         _latency(report),
@@ -77,6 +79,7 @@ def _accuracy(report: Report) -> Table:
         }
         if fp32.codebook_use_reference is not None:
             reference["codebook_use"] = SHARE(fp32.codebook_use_reference)
+        reference |= quality_reference(report)
     rows: tuple[tuple[str, str, Format], ...] = (
         ("PSNR to the original, mean", "psnr", DB),
         ("PSNR to the original, worst image", "psnr_min", DB),
@@ -91,6 +94,7 @@ def _accuracy(report: Report) -> Table:
         ("Latent SQNR", "latent_sqnr_db", DB),
         ("Decoder SQNR, same tokens", "decoder_sqnr_db", DB),
         ("Codebook entries used", "codebook_use", SHARE),
+        *QUALITY_ROWS,
         ("SQNR of the worst site", "site_sqnr_db", DB),
     )
     return Table(
@@ -106,6 +110,7 @@ def _accuracy(report: Report) -> Table:
             for label, name, text in rows
             if any(value[f"{key}.{name}"] is not None for key in shown)
         ),
+        caption=quality_caption(report),
     )
 
 

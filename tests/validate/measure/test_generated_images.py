@@ -10,6 +10,7 @@ import pytest
 from arvg_trt.errors import AccuracyError
 from arvg_trt.numerics.noise import sqnr_db
 from arvg_trt.validate.measure.generated_images import Batch, Features, measure_generated_images
+from arvg_trt.validate.measure.generator_accuracy import GeneratorAccuracy, generation_metrics
 from arvg_trt.validate.metrics.frechet import frechet_distance
 from arvg_trt.validate.metrics.image import psnr
 
@@ -29,6 +30,25 @@ def cut(images: np.ndarray, tokens: np.ndarray, size: int = 2) -> Iterator[Batch
 def compared(fp32: Batch, own: Batch, **changes: object) -> tuple:
     options: dict = {"networks": (), "others": (), "keep": 3, "progress": lambda done: None}
     return measure_generated_images(NAMES, cut(*fp32), {"qdq": cut(*own)}, **options | changes)
+
+
+def test_further_measures_compare_each_image_with_fp32s() -> None:
+    tokens = np.zeros((5, 6), np.int64)
+
+    def gap(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.abs(a.astype(float) - b).mean())
+
+    pairs = {"lpips": gap, "ms_ssim": lambda a, b: None}
+    found, _ = compared((pictures(1), tokens), (pictures(2), tokens), pairs=pairs)
+    wanted = [gap(a, b) for a, b in zip(pictures(1), pictures(2), strict=True)]
+    assert found["qdq"].pairs.keys() == {"lpips"}
+    assert found["qdq"].pairs["lpips"].each == pytest.approx(wanted)
+    values = generation_metrics(GeneratorAccuracy(pictures=found["qdq"]))
+    assert values["lpips_vs_fp32"] == pytest.approx(np.mean(wanted))
+    assert values["ms_ssim_vs_fp32"] is None
+    with pytest.raises(AccuracyError, match="lpips of an image is not finite"):
+        broken = {"lpips": lambda a, b: float("nan")}
+        compared((pictures(1), tokens), (pictures(2), tokens), pairs=broken)
 
 
 def test_tokens_agree_by_place_and_the_first_other_one_is_found() -> None:
