@@ -11,16 +11,14 @@ from .commands.baseline import baseline
 from .commands.build import build
 from .commands.bundle import bundle
 from .commands.ci import ci
-from .commands.compare import compare
 from .commands.diagnose import diagnose
 from .commands.evaluate import evaluate, network
 from .commands.images import decode, encode, generate
-from .commands.index import index
 from .commands.info import analyze, doctor, inspect, models, targets
 from .commands.predict import predict, probe
 from .commands.recipes import recipes
+from .commands.reports import compare, index, schema
 from .commands.run import run
-from .commands.schema import schema
 from .commands.search import search
 from .commands.ship import cache, keygen, sign, unpack, verify
 from .commands.stages import calibrate, export, quantize, validate

@@ -15,9 +15,9 @@ _REPEATED = "images drawn twice bring the sets apart, so that drawing them again
 WITHOUT_INTERVAL: dict[str, str] = {
     **dict.fromkeys(("psnr_min", "ssim_min", "psnr_vs_fp32_min", "ssim_vs_fp32_min"), _EXTREME),
     "output_max_error": _EXTREME,
-    "codebook_use": "more samples use more entries",
+    **dict.fromkeys(("codebook_use", "codebook_perplexity"), "more samples use more entries"),
     "site_sqnr_db": "it is of the worst site, over few samples",
-    **dict.fromkeys(("frechet_latent", "frechet_features"), _REPEATED),
+    **dict.fromkeys(("frechet_latent", "frechet_features", "rfid", "rfid_rise"), _REPEATED),
 }
 # Counted, not sampled: there is no chance in them.
 COUNTED = ("compression", "packed_compression", "download_compression")
@@ -27,6 +27,7 @@ SAME_SEED = (
     *("token_agreement", "identical", "first_difference", "latent_sqnr_db"),
     *("psnr_vs_fp32", "psnr_vs_fp32_min", "ssim_vs_fp32", "ssim_vs_fp32_min"),
     *("frechet_latent", "frechet_features"),
+    *("ms_ssim_vs_fp32", "lpips_vs_fp32", "dists_vs_fp32"),
 )
 
 

@@ -16,6 +16,7 @@ from ..measure.tokenizer_accuracy import CandidateAccuracy
 from ..metrics.logits import LogitsAccuracy
 from ..metrics.outputs import OutputAccuracy
 from ..metrics.summary import Summary
+from ..quality.reconstruction import PAIR_NAMES, PerImage
 from .figure import WITHOUT_INTERVAL, plain
 from .sampled import (
     Floats,
@@ -35,6 +36,20 @@ if TYPE_CHECKING:
 
 NOT_KEPT = "the report keeps no values by sample: it is of an older version"
 
+
+def pair_of(name: str, side: str) -> Callable[[CandidateAccuracy], Sampled]:
+    """Return how a measure of pairs of images is read: LPIPS and its like, by image.
+
+    Raises, when called, KeyError: it was not measured.
+    """
+
+    def read(accuracy: CandidateAccuracy) -> Sampled:
+        found: PerImage = getattr(accuracy.quality.pairs[name], side)
+        return mean(found.each)
+
+    return read
+
+
 TOKENIZER: dict[str, Callable[[CandidateAccuracy], Sampled]] = {
     "psnr": lambda a: mean(a.psnr.each),
     "ssim": lambda a: mean(a.ssim.each, most=1.0),
@@ -45,6 +60,8 @@ TOKENIZER: dict[str, Callable[[CandidateAccuracy], Sampled]] = {
     "token_agreement": lambda a: share(a.sums["equal"], a.sums["tokens"]),
     "latent_sqnr_db": lambda a: sqnr(a.sums["latent_signal"], a.sums["latent_noise"]),
     "decoder_sqnr_db": lambda a: sqnr(a.sums["decoder_signal"], a.sums["decoder_noise"]),
+    **{name: pair_of(name, "original") for name in PAIR_NAMES},
+    **{f"{name}_vs_fp32": pair_of(name, "vs_fp32") for name in PAIR_NAMES},
 }
 LOGITS: dict[str, Callable[[LogitsAccuracy], Sampled]] = {
     "kl": lambda a: ratio(a.sums["divergence"], a.sums["positions"], least=0.0),
@@ -71,6 +88,9 @@ PICTURES: dict[str, Callable[[GeneratedImageAccuracy], Sampled]] = {
     "psnr_vs_fp32": lambda a: mean(a.psnr_vs_fp32.each),
     "ssim_vs_fp32": lambda a: mean(a.ssim_vs_fp32.each if a.ssim_vs_fp32 else (), most=1.0),
     "latent_sqnr_db": lambda a: sqnr(a.sums["latent_signal"], a.sums["latent_noise"]),
+    "ms_ssim_vs_fp32": lambda a: mean(a.pairs["ms_ssim"].each),
+    "lpips_vs_fp32": lambda a: mean(a.pairs["lpips"].each),
+    "dists_vs_fp32": lambda a: mean(a.pairs["dists"].each),
 }
 OUTPUTS: dict[str, tuple[tuple[str, ...], Callable[[Floats], Floats], float]] = {
     "output_sqnr_db": (("signal", "noise"), decibels_of, np.inf),
