@@ -23,6 +23,7 @@ from .commands.search import search
 from .commands.ship import cache, keygen, sign, unpack, verify
 from .commands.stages import calibrate, export, quantize, validate
 from .commands.support.errors import Commands, debug_option
+from .commands.sweep import recommend, sweep
 from .commands.why import why
 from .workspace.stage import tool_version
 
@@ -52,6 +53,8 @@ for command in (
     build,
     validate,
     run,
+    sweep,
+    recommend,
     generate,
     evaluate,
     encode,

@@ -1,0 +1,147 @@
+"""Define the commands that choose among quantizations: `sweep` and `recommend`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import AccuracyError, InconclusiveError
+from .recipes import model_options
+from .support import completion
+from .support.console import ConsoleReporter, print_json
+from .support.groups import command
+from .support.options import PathArgument, json_option, memory_option
+
+if TYPE_CHECKING:
+    from ..validate.choice.recommend import Considered
+
+quality_option = click.option(
+    "--quality", help="The metric to choose by. [default: the main one of the kind of model]"
+)
+
+
+@command()
+@click.argument("recipe_names", metavar="RECIPES...", nargs=-1, required=True)
+@model_options
+@click.option(
+    "-o",
+    "--output",
+    type=PathArgument(),
+    metavar="FILE",
+    help="The page. [default: sweep.html in the workspace]",
+)
+@quality_option
+@memory_option
+@json_option
+def sweep(
+    recipe_names: Sequence[str],
+    model: str | None,
+    checkpoint: str | None,
+    workspace: str | None,
+    output: Path | None,
+    quality: str | None,
+    max_memory: int,
+    as_json: bool,
+) -> None:
+    """Run RECIPES of one model, and write a page of what each loses, takes and costs.
+
+    They share a workspace, that of the first unless --workspace says another, so that export and
+    calibration run once. All follow the first recipe's calibration and validation. The page has
+    the Pareto front: what no other recipe beats in quality, size and time at once.
+
+    \b
+    Example: arvg-trt sweep var-w8a8 var-w6a6 var-w4a16
+    """
+    from ..pipeline.recipes import adapt_recipe
+    from ..pipeline.sweep import aligned, run_sweep
+    from ..recipe.file import load_recipe
+    from ..validate.choice.candidates import read_candidates
+    from ..validate.choice.front import pareto_front
+    from ..validate.choice.page import PAGE, sweep_page
+    from ..validate.report.page import to_html
+    from ..validate.report.schema import REPORT_FILE
+    from ..workspace.files import atomic_write
+
+    recipes = aligned(
+        [adapt_recipe(n, load_recipe(n), model, checkpoint, workspace) for n in recipe_names]
+    )
+    with ConsoleReporter(quiet=as_json) as reporter:
+        folders = run_sweep(recipes, reporter, max_memory)
+    found = read_candidates([folder / REPORT_FILE for folder in folders], quality)
+    page = output or Path(recipes[0].workspace) / PAGE
+    atomic_write(page, to_html(sweep_page(found, page.parent)).encode())
+    front = [each.name for each in pareto_front(found.found, found.rule)]
+    if as_json:
+        rows = {"candidates": found.found, "reference": found.reference, "front": front}
+        print_json({"quality": found.rule.metric, "size": found.sized, **rows, "page": str(page)})
+        return
+    click.echo(f"beaten by none: {', '.join(front)}")
+    click.echo(page)
+
+
+@command()
+@click.argument("folders", nargs=-1, required=True, type=PathArgument())
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    required=True,
+    help="What it has to reach, such as 'psnr_drop<=0.3@95%'. Repeatable.",
+)
+@click.option(
+    "--target",
+    shell_complete=completion.targets,
+    help="Only what has an engine for it: cpu, or a GPU such as rtx4090.",
+)
+@quality_option
+@json_option
+def recommend(
+    folders: Sequence[Path],
+    gates: Sequence[str],
+    target: str | None,
+    quality: str | None,
+    as_json: bool,
+) -> None:
+    """Name the smallest quantization whose report below FOLDERS passes every gate.
+
+    The others are listed with the reason. Without one that passes, the command ends with 8, or
+    with 13 where the samples of some leave a gate open.
+
+    \b
+    Example: arvg-trt recommend out/var-mini --gate 'kl<=0.001@95%' --target cpu
+    """
+    from ..engines.tensorrt.targets import resolve_target
+    from ..validate.choice.candidates import read_candidates, report_files
+    from ..validate.choice.recommend import recommend as choose
+    from ..validate.report.gates import parse_gates
+    from ..validate.report.schema import METRIC_NAMES
+
+    wanted = parse_gates(gates, METRIC_NAMES)
+    built_for = target if target in (None, "cpu") else resolve_target(target, "tensorrt_rtx").sm
+    found = choose(read_candidates(report_files(folders), quality), wanted, built_for)
+    if as_json and found.chosen is not None:
+        print_json(found)
+        return
+    if found.chosen is None:
+        undecided = any(each.open for each in found.considered)
+        kind = InconclusiveError if undecided else AccuracyError
+        raise kind(
+            "; ".join(f"{each.name}: {each.reasons[0]}" for each in found.considered),
+            where=", ".join(map(str, folders)),
+            do="sweep more recipes, or change the gate",
+        )
+    for each in found.considered:
+        click.echo(considered_line(each, chosen=each.file == found.file))
+
+
+def considered_line(each: Considered, *, chosen: bool) -> str:
+    """Return a candidate in a line: whether it is chosen, its size, time, and why it is not."""
+    from ..validate.formats import metric_text, size
+
+    time = "" if each.latency_ms is None else f", {metric_text('latency_ms', each.latency_ms)}"
+    reasons = "; ".join(each.reasons) or "passes, and is larger"
+    end = "chosen" if chosen else reasons
+    return f"{each.name}: {size(each.bytes)}{time}: {end}"

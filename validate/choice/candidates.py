@@ -1,0 +1,161 @@
+"""Read quantizations of a model as candidates: what each loses, takes and costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ...errors import RecipeError, nearest
+from ..compare.rules import RULES, Rule
+from ..report.files import load_report
+from ..report.gates import Verdict
+from ..report.schema import REPORT_FILE, Report, metrics
+from ..report.spread import figure
+
+# The figure that says how good a model is, by kind: of pictures, of logits, of noise, of outputs.
+QUALITY = ("psnr_drop", "kl", "noise_sqnr_db", "output_sqnr_db")
+FP32 = "FP32"
+LEVEL = 0.95
+_RULES = {rule.metric: rule for rule in RULES}
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what decides between quantizations; `file` is the report that it is from.
+
+    ``low`` and ``high`` are the ends of the quality's 95 % interval, None where it has none.
+    ``bytes`` are what a device downloads, or of a report without that figure what runs;
+    ``latency_ms`` is the engine's median. ``targets`` are what engines were built for.
+    """
+
+    name: str
+    model: str
+    file: str
+    version: str
+    quality: float | None
+    low: float | None = None
+    high: float | None = None
+    bytes: int
+    latency_ms: float | None = None
+    targets: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Hold the candidates of one model, and the metric that their quality is.
+
+    `sized` says what their bytes are of; `reference` is FP32, where its bytes and time are known.
+    """
+
+    rule: Rule
+    sized: Literal["download", "on disk"]
+    found: tuple[Candidate, ...]
+    reference: Candidate | None
+
+
+def read_candidates(files: Sequence[Path], quality: str | None = None) -> Candidates:
+    """Read reports of one model as candidates.
+
+    `quality` names the metric; without, the first of `QUALITY` that every report has.
+
+    Raises:
+        RecipeError: reports of several models, or a metric that not all of them have.
+        WorkspaceError: a report is missing or damaged.
+    """
+    reports = {file: load_report(file) for file in files}
+    models = sorted({report.model for report in reports.values()})
+    if len(models) > 1:
+        raise RecipeError(
+            f"reports of several models: {', '.join(models)}",
+            do="compare quantizations of one model at a time",
+        )
+    rule = _rule(list(reports.values()), quality)
+    # Bytes are compared with their like: what runs takes more than a download of the same model.
+    downloads = all(_download(report) is not None for report in reports.values())
+    found = tuple(
+        _candidate(file, report, rule, downloads=downloads) for file, report in reports.items()
+    )
+    first = next(iter(reports.values()))
+    return Candidates(rule, "download" if downloads else "on disk", found, _reference(first, rule))
+
+
+def _rule(reports: Sequence[Report], quality: str | None) -> Rule:
+    if quality is not None and quality not in _RULES:
+        raise RecipeError(
+            f"there is no metric {quality!r} to choose by", do=f"use {nearest(quality, _RULES)}"
+        )
+    measured = [metrics(report) for report in reports]
+    names = [quality] if quality is not None else list(QUALITY)
+    for name in names:
+        if all(values[name] is not None for values in measured):
+            return _RULES[name]
+    what = f"{quality} was" if quality else f"none of {', '.join(QUALITY)} was"
+    raise RecipeError(
+        f"{what} not measured in every report" if quality else f"{what} measured in every report",
+        do="validate them alike, or name another metric with --quality",
+    )
+
+
+def _download(report: Report) -> int | None:
+    found = getattr(report.sizes, "download", None)
+    return None if found is None else int(found.bytes)
+
+
+def _candidate(file: Path, report: Report, rule: Rule, *, downloads: bool) -> Candidate:
+    values, sizes = metrics(report), report.sizes
+    interval = figure(report, rule.metric, LEVEL)
+    running = sizes.running_bytes[sizes.runs] if sizes.runs else sizes.packed_weight_bytes
+    targets = (target for row in report.engines for target in row.target.split())
+    return Candidate(
+        name=report.name,
+        model=report.model,
+        file=str(file),
+        version=report.versions.get("arvg-trt", ""),
+        quality=values[rule.metric],
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        bytes=(_download(report) or running) if downloads else running,
+        latency_ms=values["latency_ms"],
+        targets=tuple(dict.fromkeys(targets)),
+        verdict=report.verdict,
+    )
+
+
+def _reference(report: Report, rule: Rule) -> Candidate | None:
+    """Return FP32 as a candidate: it loses nothing, and takes the most."""
+    sizes, total = report.sizes, report.latency.get("total")
+    if sizes.fp32_running_bytes is None:
+        return None
+    return Candidate(
+        name=FP32,
+        model=report.model,
+        file="",
+        version="",
+        quality=0.0 if rule.better == "lower" else math.inf,
+        bytes=sizes.fp32_running_bytes,
+        latency_ms=total.fp32.p50_ms if total else None,
+    )
+
+
+def report_files(folders: Sequence[Path]) -> list[Path]:
+    """Return the reports in some folders and below, or those that are named, in order of paths.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        below = [folder] if folder.is_file() else sorted(folder.rglob(REPORT_FILE))
+        found |= dict.fromkeys(below)
+    if not found:
+        raise RecipeError(
+            f"no {REPORT_FILE} there",
+            where=", ".join(map(str, folders)),
+            do="run `arvg-trt validate`, or `arvg-trt sweep` with the recipes to choose among",
+        )
+    return list(found)
