@@ -60,11 +60,6 @@ class CpuBuild:
             require_packages(OPENVINO)
 
     @property
-    def folder_name(self) -> str:
-        half = "-bf16" if self.options.half == "bfloat16" else ""
-        return f"{self.options.backend}{half}"
-
-    @property
     def manifest_options(self) -> dict[str, str]:
         """Return what decides the engines beside their inputs: blobs are for one processor."""
         options = {"backend": str(self.options.backend)}
@@ -181,5 +176,3 @@ def judged(onnxruntime: float, openvino: float, is_faster: bool) -> CpuProbe:
         onnxruntime_ms=onnxruntime,
         openvino_ms=openvino,
     )
-
-

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..engines.facts import BuildFacts
 from ..errors import BuildError
 from ..graph.sites import load_sites
 from ..numerics.scheme import Plan
@@ -98,7 +97,7 @@ def prepare_cpu(
         versions=package_versions(*build.packages),
     )
     return PreparedStage(
-        workspace.folder("engines", name, build.folder_name),
+        workspace.folder("engines", name, options.cpu_folder),
         wanted,
         lambda folder: build.write(folder, race),
     )

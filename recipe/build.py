@@ -74,3 +74,8 @@ class BuildOptions(Options, frozen=True, kw_only=True):
     @property
     def on_cpu(self) -> bool:
         return self.backend in CPU_BACKENDS
+
+    @property
+    def cpu_folder(self) -> str:
+        """Return the name of the folder of engines for the CPU: openvino, openvino-bf16."""
+        return f"{self.backend}-bf16" if self.half == "bfloat16" else self.backend

@@ -102,7 +102,7 @@ def build_openvino(
 
 
 def generator_graphs(source: Path) -> list[str]:
-    """Return the graphs that generate, and the teacher-forced one that accuracy is measured with."""
+    """Return the graphs that generate, and the teacher-forced one for accuracy."""
     found = {path.stem for path in source.glob("*.onnx")}
     return sorted(found - set(OTHER_GRAPHS) | found & {TEACHER_FORCED})
 

@@ -79,7 +79,9 @@ class OpenVinoSession:
             ) from error
         self._idle: list[ov.InferRequest] = []
 
-    def _opened(self, core: ov.Core, record: CompiledGraphs | None, settings: dict[str, Any]) -> Any:
+    def _opened(
+        self, core: ov.Core, record: CompiledGraphs | None, settings: dict[str, Any]
+    ) -> Any:
         """Return the compiled graph, by its blob where that fits; `fallback` says if it did not."""
         graph = record.graphs.get(self.path.stem) if record is not None else None
         if record is None or graph is None or self.precision != record.precision:
@@ -266,9 +268,7 @@ def shape_of(value: Array | DeviceValue) -> Sequence[int]:
     return value.shape if isinstance(value, np.ndarray) else value.shape()
 
 
-def compile_settings(
-    precision: Precision, threads: int, in_float: bool = False
-) -> dict[str, Any]:
+def compile_settings(precision: Precision, threads: int, in_float: bool = False) -> dict[str, Any]:
     """Return OpenVINO's properties for one image at a time, computed as the graph says.
 
     By its own default it rounds the inputs of linears with compressed weights to INT8 in groups of
