@@ -9,6 +9,7 @@ from pathlib import Path
 from ...errors import BundleError, WorkspaceError
 from ...runtime.devices import this_device
 from ...runtime.folders import placement_of
+from ...runtime.sessions.openvino_files import is_openvino
 from ...runtime.sessions.placement import ON_CPU, gpu_of
 from ...workspace.facts import FP16, EngineFacts, facts
 from ...workspace.manifest import Manifest
@@ -61,7 +62,7 @@ def executed_engine(
     """Choose the engine of a quantization that is executed on a device: cpu, cuda:0 or auto.
 
     On a GPU that is the first TensorRT engine that opens there, else, unless the GPU was asked for
-    by name, ONNX Runtime's on the CPU.
+    by name, one for the CPU.
 
     Raises:
         BundleError: no such device, or one that was asked for by name and runs no engine.
@@ -94,8 +95,9 @@ def executed_on_cpu(
         if opened is not None:
             reporter.warn(f"{key} is not validated: {opened.key} is, which comes first")
             continue
+        folder = workspace.folder("engines", *key.split("/"))
         try:
-            placement = placement_of(workspace.folder("engines", *key.split("/")), "cpu")
+            placement = placement_of(folder, "cpu") if is_openvino(folder) else ON_CPU
         except BundleError as error:
             reporter.warn(str(error))
         else:
