@@ -31,7 +31,7 @@ def built(copy: Path) -> tuple[Path, dict]:
     assert outcome.code == 0, outcome
     folder = copy / "engines" / "int8" / "cpu"
     probe = json.loads((folder / MANIFEST).read_text())["results"]["probe"]
-    assert f"engine for the CPU: {probe['chosen']}: {probe['reason']}" in outcome.err
+    assert f"engine for the CPU: {probe['chosen']}: {probe['reason']}" in outcome.out
     assert not [path for path in folder.iterdir() if path.is_dir()]
     assert arvg("build", copy, "--name", "int8", "--backend", "cpu").out.count("up to date") == 1
     return folder, probe
