@@ -10,7 +10,7 @@ inputs that no calibration saw: photographs, or what a generator of another seed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -20,7 +20,6 @@ from typing import Any
 import click
 import numpy as np
 
-from ..extras import missing_packages
 from ..numerics.noise import SignalAndNoise
 from ..runtime.families import SPEC_FILE
 from ..runtime.folders import opener
@@ -64,7 +63,7 @@ class Recorded(SessionObserver):
         self._kept = kept
 
     def run_on_device(
-        self, feeds: Mapping[str, Array | DeviceValue], host: Sequence[str] = ()
+        self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
     ) -> dict[str, DeviceValue]:
         self._kept.append(
             {k: np.array(v if isinstance(v, np.ndarray) else v.numpy()) for k, v in feeds.items()}
@@ -106,8 +105,7 @@ def candidates(workspace: Path, name: str, graph: str, threads: int) -> list[Can
         Candidate(FP32, partial(fast_session, export, threads)),
         Candidate(OURS, partial(own, engine, threads)),
     ]
-    missing = missing_packages(["openvino"])
-    if missing:
+    if find_spec("openvino") is None:
         return [*found, Candidate("OpenVINO", None, "openvino is not installed")]
     import openvino as ov
 

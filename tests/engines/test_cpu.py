@@ -1,14 +1,14 @@
-"""Which engine `--backend cpu` keeps: the faster one, or ONNX Runtime's with the reason why."""
+"""Tests of which engine `--backend cpu` keeps: the faster, or ONNX Runtime's with a reason."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from arvg_trt import extras
 from arvg_trt.engines import cpu
 from arvg_trt.errors import BuildError
 from arvg_trt.pipeline import build
@@ -70,8 +70,9 @@ def test_processor_without_vnni_keeps_onnxruntimes_without_timing(
 
 
 def test_without_openvino_the_extra_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = extras.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda n: None if n == "openvino" else found(n))
+    found = find_spec
+    lacking = "arvg_trt.extras.find_spec"
+    monkeypatch.setattr(lacking, lambda n: None if n == "openvino" else found(n))
     _, probe = built(copy)
     assert probe["chosen"] == "onnxruntime" and "arvg-trt[openvino]" in probe["reason"]
 

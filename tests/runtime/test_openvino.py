@@ -78,7 +78,9 @@ def test_what_a_run_returned_is_not_changed_by_later_runs(tmp_path: Path) -> Non
 
 
 def test_requests_that_nobody_reads_any_more_run_again(tmp_path: Path) -> None:
-    opened = openvino_session(save(tmp_path), 1)
+    from arvg_trt.runtime.sessions.openvino import OpenVinoSession
+
+    opened = OpenVinoSession(save(tmp_path), 1)
     value = opened.to_device(ONES)
     for _ in range(20):  # each run is fed what the last one made
         value = opened.run_on_device({"x": value})["y"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from arvg_trt import extras
 from arvg_trt.engines.facts import EngineRow, SiteException
 from arvg_trt.engines.openvino.build import OpenedGraphs, open_graph, require_integers
 from arvg_trt.engines.openvino.proof import unproved
@@ -152,8 +152,9 @@ def test_damaged_record_is_refused_with_its_name(engine: Path) -> None:
 def test_without_openvino_the_extra_is_named(
     engine: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = extras.find_spec
-    monkeypatch.setattr(extras, "find_spec", lambda n: None if n == "openvino" else found(n))
+    found = find_spec
+    lacking = "arvg_trt.extras.find_spec"
+    monkeypatch.setattr(lacking, lambda n: None if n == "openvino" else found(n))
     with pytest.raises(BundleError, match=r"openvino is not installed.*arvg-trt\[openvino\]"):
         opener(engine, fast_session)
     outcome = arvg("build", root, "--name", "int8", "--backend", "openvino")
