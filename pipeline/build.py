@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..numerics.scheme import Plan
 from ..quantize.facts import OverflowTensor
 from ..recipe.build import BuildOptions
 from ..runtime.devices import this_device
+from ..validate.metrics.latency import race
 from ..workspace.facts import FP16, Exported
 from ..workspace.files import decode_json
 from ..workspace.manifest import Manifest
@@ -37,8 +38,7 @@ def build_stage(
 ) -> list[StageResult]:
     """Build the engines of one backend; `name` fp16 builds the unquantized graphs in half.
 
-    Returns one result per engine folder: those for the CPU have one, TensorRT one per group of
-    targets.
+    Returns one result per engine folder: for the CPU one, of TensorRT one per group of targets.
     """
     return [prepared.run() for prepared in prepare_builds(workspace, name, options, reporter)]
 
@@ -101,14 +101,6 @@ def prepare_cpu(
         wanted,
         lambda folder: build.write(folder, race),
     )
-
-
-def race(runs: Mapping[str, Callable[[], object]]) -> tuple[float, float, bool]:
-    """Time two engines in turn; return their medians in ms, and whether the second is faster."""
-    from ..validate.metrics.latency import MIN_ROUNDS_FOR_A_VERDICT, interleaved, ratio
-
-    first, second = interleaved(runs, warmup=1, rounds=MIN_ROUNDS_FOR_A_VERDICT).values()
-    return first.p50_ms, second.p50_ms, ratio(first, second).verdict == "faster"
 
 
 @dataclass(frozen=True, slots=True)
