@@ -149,10 +149,7 @@ def places(recipe: Recipe, stage: StageName, makes: str) -> list[tuple[str, str]
         return [(stage, makes)]
     if stage != "build":
         return [(f"{stage}/{recipe.name}", makes)]
-    return [
-        (f"engines/{recipe.name}/{each.cpu_folder if each.on_cpu else each.backend}", text)
-        for each, text in ((each, engines_of(each)) for each in recipe.build)
-    ]
+    return [(f"engines/{recipe.name}/{each.cpu_folder}", engines_of(each)) for each in recipe.build]
 
 
 def prepared_row(

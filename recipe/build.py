@@ -78,4 +78,5 @@ class BuildOptions(Options, frozen=True, kw_only=True):
     @property
     def cpu_folder(self) -> str:
         """Return the name of the folder of engines for the CPU: openvino, openvino-bf16."""
-        return f"{self.backend}-bf16" if self.half == "bfloat16" else self.backend
+        is_half = self.on_cpu and self.half == "bfloat16"
+        return f"{self.backend}-bf16" if is_half else self.backend
