@@ -14,6 +14,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("skimage", "jinja2", "scipy"),
     "search": ("scipy",),
     "distributed": ("ray",),
+    "openvino": ("openvino",),
     "rtx": ("tensorrt_rtx", "polygraphy"),
     # What building a kit needs beside a builder, as on a device that has TensorRT of its own.
     "kit": ("onnx", "onnx_ir", "polygraphy"),

@@ -257,11 +257,19 @@ def hub_facts(recipe: Recipe) -> tuple[bool, bool]:
     return hub, hub and any(file.login for file in model.published)
 
 
+# Extras by the back ends that need them; `cpu` chooses between ONNX Runtime and OpenVINO.
+BROUGHT_BY = {
+    "rtx": {"tensorrt_rtx"},
+    "tensorrt": {"tensorrt"},
+    "openvino": {"openvino", "cpu"},
+}
+
+
 def requirement(recipe: Recipe, package: str | None, version: str) -> str:
     """Return what pip installs: the package with the extras that the stages of a recipe need."""
     extras = ["export", "report"]
     backends = {build.backend for build in recipe.build}
-    extras += [x for x, b in (("rtx", "tensorrt_rtx"), ("tensorrt", "tensorrt")) if b in backends]
+    extras += [extra for extra, users in BROUGHT_BY.items() if backends & users]
     if "rtx" in extras and recipe.validate.device.startswith("cuda"):
         extras.append("edge-rtx")  # the provider that runs the engines
     if recipe.validate.second_opinion and len(extras) == 2:

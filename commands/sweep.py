@@ -55,7 +55,7 @@ def sweep(
     \b
     Example: arvg-trt sweep var-w8a8 var-w6a6 var-w4a16
     """
-    from ..pipeline.recipes import adapt_recipe
+    from ..explain.recipes import adapt_recipe
     from ..pipeline.sweep import aligned, run_sweep
     from ..recipe.file import load_recipe
     from ..validate.choice.candidates import read_candidates

@@ -62,14 +62,24 @@ class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     status: str
 
 
+class CpuProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """Say which of two engines is kept for the CPU, and why; medians in ms of what was timed."""
+
+    chosen: str
+    reason: str
+    onnxruntime_ms: float | None = None
+    openvino_ms: float | None = None
+
+
 class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the stage; those of TensorRT name their ``targets``.
+    """Results of the stage; those of TensorRT name their ``targets``, of ``cpu`` its ``probe``.
 
     ``gpu`` is the one that TensorRT timed its kernels on. ``fp32_tensors`` are the overflow risks
     of graphs that no quantization lists.
     """
 
     engines: tuple[EngineRow, ...]
+    probe: CpuProbe | msgspec.UnsetType = msgspec.UNSET
     gpu: str | msgspec.UnsetType = msgspec.UNSET
     targets: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     fp32_tensors: tuple[OverflowTensor, ...] | msgspec.UnsetType = msgspec.UNSET

@@ -42,5 +42,5 @@ def precision_text(planned: Sequence[SitePlan], half: str) -> str:
             kinds.add("FP8" if is_fp8(entry) else "INT8")
         elif entry.weight is not None and entry.weight.grid != "log":
             kinds.add(f"W{entry.weight.bits}")
-    rest = {"float16": "FP16", "bfloat16": "BF16"}[half]
+    rest = {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}[half]
     return "+".join(sorted(kinds)) + f" + {rest}" if kinds else rest

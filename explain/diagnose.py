@@ -39,14 +39,14 @@ def diagnose_build_failure(
     A builder that crashes or takes all memory refuses too.
 
     Raises:
-        BuildError: as a build does before the builder begins, or ONNX Runtime as the back end; or
+        BuildError: as a build does before the builder begins, or a back end for the CPU; or
             the shape of an output is not known, so that the graph cannot be tried.
     """
     from ..engines.tensorrt.process import compile_engine
     from ..engines.tensorrt.reduce import reduce_failure
 
-    if options.backend == "onnxruntime":
-        raise BuildError("ONNX Runtime has no builder", do="name --backend tensorrt_rtx")
+    if options.on_cpu:
+        raise BuildError(f"{options.backend} has no builder", do="name --backend tensorrt_rtx")
     reporter = in_stage(reporter, "diagnose")
     opened = open_build(workspace, name, options, reporter)
     build = opened.build

@@ -14,6 +14,7 @@ from ..errors import ArvgError, IntegrityError
 from ..runtime.bundle.trust import required_keys
 from ..runtime.devices import RTX_PACKAGES, Device, this_device
 from ..runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX
+from ..runtime.sessions.processors import may_saturate, processor_name
 from ..runtime.sessions.providers import provider_problem
 from ..runtime.trt_compat import load_builder
 
@@ -44,7 +45,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 def doctor_rows() -> list[Check]:
     """Return what this machine can build and run, and what is missing; one use after the other."""
-    running = [python_row(), onnxruntime_row(), *gpu_rows(this_device()), key_row()]
+    cpu = [python_row(), onnxruntime_row(), openvino_row()]
+    running = [*cpu, *gpu_rows(this_device()), key_row()]
     return [*build_rows(), *running]
 
 
@@ -123,6 +125,17 @@ def onnxruntime_row() -> Check:
     if not found:
         return row("missing", "onnxruntime", "pip install onnxruntime")
     return row("ok", found[0], version(found[0]))
+
+
+def openvino_row() -> Check:
+    """Say whether OpenVINO is here, and whether its INT8 products can be trusted."""
+    found = installed("openvino")
+    if found is None:
+        return row("missing", "openvino", "for the CPU: pip install 'arvg-trt[openvino]'")
+    if may_saturate():
+        detail = f"{found}; products of INT8 may saturate on this processor, which lacks VNNI"
+        return row("problem", "openvino", detail)
+    return row("ok", "openvino", f"{found}, on {processor_name()}")
 
 
 def installed(package: str) -> str | None:

@@ -17,7 +17,7 @@ from ..recipe.build import BuildOptions
 from ..recipe.recipe import Recipe
 from ..recipe.summary import summarize
 from ..runtime.families import find_family
-from ..workspace.facts import FP16
+from ..workspace.facts import CPU_BACKENDS, FP16
 from ..workspace.manifest import MANIFEST, is_up_to_date
 from ..workspace.stage import PreparedStage
 from ..workspace.times import Took, read_times
@@ -149,7 +149,7 @@ def places(recipe: Recipe, stage: StageName, makes: str) -> list[tuple[str, str]
         return [(stage, makes)]
     if stage != "build":
         return [(f"{stage}/{recipe.name}", makes)]
-    return [(f"engines/{recipe.name}/{each.backend}", engines_of(each)) for each in recipe.build]
+    return [(f"engines/{recipe.name}/{each.cpu_folder}", engines_of(each)) for each in recipe.build]
 
 
 def prepared_row(
@@ -181,7 +181,7 @@ def with_build_estimate(row: PlannedStage, prepared: PreparedStage, root: Path) 
     from ..engines.tensorrt.preflight import estimate, require_room
 
     options = prepared.wanted.options
-    if row.stage != "build" or options["backend"] == "onnxruntime":
+    if row.stage != "build" or options["backend"] in CPU_BACKENDS:
         return row
     name = str(options["name"])
     source = root / "export" if name == FP16 else root / "quantize" / name

@@ -8,13 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..engines.facts import BuildFacts
 from ..errors import BuildError
 from ..graph.sites import load_sites
 from ..numerics.scheme import Plan
 from ..quantize.facts import OverflowTensor
 from ..recipe.build import BuildOptions
 from ..runtime.devices import this_device
+from ..validate.metrics.latency import race
 from ..workspace.facts import FP16, Exported
 from ..workspace.files import decode_json
 from ..workspace.manifest import Manifest
@@ -38,7 +38,7 @@ def build_stage(
 ) -> list[StageResult]:
     """Build the engines of one backend; `name` fp16 builds the unquantized graphs in half.
 
-    Returns one result per engine folder: onnxruntime has one, TensorRT one per group of targets.
+    Returns one result per engine folder: for the CPU one, of TensorRT one per group of targets.
     """
     return [prepared.run() for prepared in prepare_builds(workspace, name, options, reporter)]
 
@@ -52,8 +52,8 @@ def prepare_builds(
         BuildError: a target that is unknown or lacks a format, or no builder or kernels.
     """
     reporter = in_stage(reporter, "build")
-    if options.backend == "onnxruntime":
-        yield prepare_onnxruntime(workspace, name, reporter)
+    if options.on_cpu:
+        yield prepare_cpu(workspace, name, options, reporter)
         return
     names = [name, FP16] if options.fp16 and name != FP16 else [name]
     for each in names:
@@ -70,34 +70,37 @@ def source_graphs(workspace: Workspace, name: str) -> tuple[Path, Manifest, Plan
     return folder, manifest, plan
 
 
-def prepare_onnxruntime(workspace: Workspace, name: str, reporter: Reporter) -> PreparedStage:
-    """Prepare the one engine of a quantization that ONNX Runtime executes.
+def prepare_cpu(
+    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+) -> PreparedStage:
+    """Prepare the engine of a quantization that a back end executes on the CPU.
 
     Raises:
         BuildError: there are no kernels for it, or it computes too far from the Q/DQ graphs.
     """
-    from ..engines.onnxruntime.engine import refuse_fp8, write_engine
+    from ..engines.cpu import CpuBuild
 
     source, manifest, plan = source_graphs(workspace, name)
     if plan is None:
         raise BuildError(
-            "ONNX Runtime has no fast FP16 kernels on the CPU",
+            f"{options.backend} has no fast FP16 kernels on the CPU",
             do="run the FP32 export, or build fp16 with --backend tensorrt_rtx",
         )
-    refuse_fp8(plan)
     calibration, calibrated = require_outputs(workspace, "calibrate", stage="calibrate")
     model = Exported.open(workspace)
+    build = CpuBuild(model, source, plan, calibration, options, reporter)
+    build.refuse()
     wanted = Manifest(
         stage="build",
         inputs=manifest.as_inputs() | model.manifest.as_inputs() | calibrated.as_inputs(),
-        options={"backend": "onnxruntime", "name": name},
-        versions=package_versions("onnxruntime", "onnx-ir"),
+        options={**build.manifest_options, "name": name},
+        versions=package_versions(*build.packages),
     )
-
-    def work(folder: Path) -> BuildFacts:
-        return BuildFacts(engines=write_engine(model, source, calibration, folder, reporter))
-
-    return PreparedStage(workspace.folder("engines", name, "onnxruntime"), wanted, work)
+    return PreparedStage(
+        workspace.folder("engines", name, options.cpu_folder),
+        wanted,
+        lambda folder: build.write(folder, race),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,7 @@ def open_build(
     from ..quantize.overflow import find_calibration
 
     backend = options.backend
-    assert backend != "onnxruntime"
+    assert backend == "tensorrt" or backend == "tensorrt_rtx"
     source, manifest, plan = source_graphs(workspace, name)
     site_map = load_sites(workspace.folder("export"))
     model = Exported.open(workspace)

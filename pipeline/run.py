@@ -83,14 +83,15 @@ def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: boo
     fp8 = quantize.quantize_method == "fp8" or (
         quantize.integer_exponents and quantize.activation_bits == 8
     )
-    if options.backend == "onnxruntime":
+    if options.on_cpu:
         if fp8 and "*" not in quantize.exclude:
             raise BuildError(
-                "the recipe wants fp8, which ONNX Runtime lacks on the CPU; nearest that works: "
-                "int8",
+                f"the recipe wants fp8, which {options.backend} lacks on the CPU; nearest that "
+                "works: int8",
                 do='choose another quantize_method, or the backend "tensorrt_rtx"',
             )
         return
+    assert options.backend == "tensorrt" or options.backend == "tensorrt_rtx"
     load_builder(options.backend)
     targets = [
         resolve_target(t, options.backend) for t in options.targets or own_gpu(options.backend)
@@ -124,8 +125,10 @@ def run_recipe(
 
 def require_extras(recipe: Recipe) -> None:
     """Raise ArvgError that names every package which a stage of the recipe would miss."""
-    rtx = any(build.backend == "tensorrt_rtx" for build in recipe.build)
-    require_packages("export", "report", *(["rtx"] if rtx else []))
+    backends = {build.backend for build in recipe.build}
+    brought = {"tensorrt_rtx": "rtx", "openvino": "openvino"}
+    extras = [extra for backend, extra in brought.items() if backend in backends]
+    require_packages("export", "report", *extras)
 
 
 def run_stages(

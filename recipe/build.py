@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+from ..workspace.facts import CPU_BACKENDS
 from .base import COUNT, SIDE, Options
 from .descriptions import Groups, require_in_range, says
 
-Backend = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
+Backend = Literal["onnxruntime", "openvino", "cpu", "tensorrt_rtx", "tensorrt"]
 
 
 class BuildOptions(Options, frozen=True, kw_only=True):
@@ -21,7 +22,10 @@ class BuildOptions(Options, frozen=True, kw_only=True):
         ),
     }
 
-    backend: Annotated[Backend, says("What runs the engines.")] = "onnxruntime"
+    backend: Annotated[
+        Backend,
+        says("What runs the engines; cpu is the faster of onnxruntime and openvino here."),
+    ] = "onnxruntime"
     targets: Annotated[
         tuple[str, ...],
         says(
@@ -32,7 +36,10 @@ class BuildOptions(Options, frozen=True, kw_only=True):
     fp16: Annotated[bool, says("Also build the engines of the unquantized graphs.")] = False
     half: Annotated[
         Literal["float16", "bfloat16"],
-        says("Type of what TensorRT does not quantize; bfloat16 (sm80 on) has float32's range."),
+        says(
+            "Type of what TensorRT does not quantize; bfloat16 (sm80 on) has float32's range. "
+            "OpenVINO computes in float32, or in bfloat16 if asked."
+        ),
     ] = "float16"
     image_size: Annotated[int, says("Side of the images that a TensorRT engine takes.", SIDE)] = 256
     max_batch: Annotated[
@@ -56,7 +63,20 @@ class BuildOptions(Options, frozen=True, kw_only=True):
         require_in_range(self)
         if self.backend == "tensorrt_rtx" and not self.targets:
             raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
-        if self.backend == "onnxruntime" and self.targets:
-            raise ValueError("onnxruntime takes no targets")
-        if self.backend == "onnxruntime" and self.half != "float16":
-            raise ValueError(f"half = {self.half} is for TensorRT: onnxruntime computes in float32")
+        if self.on_cpu and self.targets:
+            raise ValueError(f"{self.backend} takes no targets")
+        if self.backend in ("onnxruntime", "cpu") and self.half != "float16":
+            raise ValueError(
+                f"half = {self.half} is for TensorRT and OpenVINO: {self.backend} computes in "
+                "float32"
+            )
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.backend in CPU_BACKENDS
+
+    @property
+    def cpu_folder(self) -> str:
+        """Return the name of the folder of engines for the CPU: openvino, openvino-bf16."""
+        is_half = self.on_cpu and self.half == "bfloat16"
+        return f"{self.backend}-bf16" if is_half else self.backend

@@ -6,7 +6,12 @@ from .quantize import FLOAT_BITS, QuantizeOptions
 from .recipe import Recipe
 
 HALF_BITS = 16  # what is not quantized runs in half precision where a GPU has it
-BACKENDS = {"onnxruntime": "ONNX Runtime", "tensorrt_rtx": "TensorRT for RTX"}
+BACKENDS = {
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "cpu": "the faster of ONNX Runtime and OpenVINO",
+    "tensorrt_rtx": "TensorRT for RTX",
+}
 SCALINGS = {"search": "best scaling of each site", "gps": "gain-projected scales (GPS)"}
 LOGARITHMIC = ("log_quantization", "per_channel_log")
 

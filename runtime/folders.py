@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import BundleError, WorkspaceError
+from ..extras import missing_packages
 from ..workspace.facts import EngineFacts, facts
 from ..workspace.files import decode_json
 from ..workspace.lead import lead_from
@@ -15,20 +16,23 @@ from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.verify import read_manifest, verify, workspace_of
 from .devices import Device, this_device
 from .families import EXPORT_FIRST, SPEC_FILE, read_family
-from .sessions.open import context_path, engine_session
+from .sessions.open import context_path, engine_session, openvino_session
+from .sessions.openvino_files import is_openvino
 from .sessions.placement import (
+    BY_OPENVINO,
     ON_CPU,
     PROVIDERS,
     TITLES,
     Placement,
     Problem,
+    gpu_of,
     place_engine,
     place_graphs,
 )
 from .sessions.session import OpenSession, Session
 from .spec import GeneratorSpec
 
-CPU_BACKEND = "onnxruntime"
+CPU_BACKEND = "onnxruntime"  # of the engines that run on every CPU
 
 OpenPlaced = Callable[[Path, int, Placement], Session]
 
@@ -43,8 +47,12 @@ class GraphsFolder:
 
     @property
     def holds_engines(self) -> bool:
-        """Say whether it has engine files, or a manifest that lists a build of them."""
-        return self.built.backend != CPU_BACKEND or any(self.path.glob("*.engine"))
+        """Say whether it has a GPU's engine files, or a manifest that lists a build of them."""
+        return not self.built.on_cpu or any(self.path.glob("*.engine"))
+
+    @property
+    def runs_openvino(self) -> bool:
+        return not self.holds_engines and is_openvino(self.path)
 
 
 def read_folder(path: Path) -> GraphsFolder:
@@ -132,7 +140,7 @@ def opener(
     """Return what opens the graphs of a folder on a `device`: cpu, cuda:0, or auto.
 
     `graphs` opens a graph that is no engine. Engines are opened by the EPContext models beside
-    them. `static`: all shapes are fixed.
+    them, or with OpenVINO if it compiled them. `static`: all shapes are fixed.
 
     Raises:
         BundleError: no such device, or nothing that runs these engines there.
@@ -141,6 +149,8 @@ def opener(
     placement = place_folder(found, device, allow_fallback=allow_fallback, static=static)
     if found.holds_engines:
         return partial(engine_session, placement=placement)
+    if found.runs_openvino:
+        return openvino_session
 
     def opened(path: Path, threads: int) -> Session:
         return graphs(path, threads, placement)
@@ -158,7 +168,8 @@ def placement_of(
 ) -> Placement:
     """Return where the graphs or engines of a folder run on a `device`.
 
-    An engine of ONNX Runtime was rewritten for the CPU, and runs there unless a GPU is named.
+    An engine of ONNX Runtime was rewritten for the CPU, and runs there unless a GPU is named; one
+    of OpenVINO runs nowhere else.
 
     Raises:
         BundleError: no such device, or nothing that runs these engines there.
@@ -183,6 +194,11 @@ def place_folder(
     """Return what `placement_of` does, of a folder that was read."""
     machine = machine or this_device()
     built = folder.built
+    if folder.runs_openvino:
+        problem = openvino_problem(device, machine)
+        if problem is not None:
+            raise refusal(folder, problem)
+        return BY_OPENVINO
     if not folder.holds_engines:
         manifest = folder.manifest
         if device.lower() == "auto" and manifest is not None and manifest.stage == "build":
@@ -200,6 +216,15 @@ def place_folder(
             raise refusal(folder, engine)
         found = engine
     return replace(found, static=static)
+
+
+def openvino_problem(device: str, machine: Device) -> Problem | None:
+    """Return why engines of OpenVINO do not run on a device; they run on the CPU alone."""
+    if device.lower() != "auto" and gpu_of(device, machine) is not None:
+        return Problem("OpenVINO runs them on the CPU alone", "use --device cpu")
+    if missing_packages(["openvino"]):
+        return Problem("openvino is not installed", "pip install 'arvg-trt[openvino]'")
+    return None
 
 
 def problem_of_files(folder: GraphsFolder, machine: Device) -> Problem | None:
@@ -238,7 +263,7 @@ def same_release(one: str, other: str) -> bool:
 def refusal(folder: GraphsFolder, problem: Problem) -> BundleError:
     """Return the error of a folder of engines that do not run here, with the folder that does."""
     built = folder.built
-    name = TITLES.get(built.backend, "TensorRT")
+    name = "OpenVINO" if folder.runs_openvino else TITLES.get(built.backend, "TensorRT")
     targets = f" for {' '.join(built.targets)}" if built.targets else ""
     other = instead(folder)
     return BundleError(

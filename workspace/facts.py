@@ -19,6 +19,8 @@ from .workspace import Workspace
 ModelKind = Literal["generator", "tokenizer", "custom"]
 
 TITLED_GRAPHS, LONGEST_TITLE = 3, 60  # graphs, and letters, that the name of a model has
+# Back ends whose engines run on the CPU; `cpu` is the faster of the two others.
+CPU_BACKENDS = ("cpu", "openvino", "onnxruntime")
 FP16 = "fp16"  # names the engines of the unquantized graphs
 Value = TypeVar("Value")
 Facts = TypeVar("Facts", bound=msgspec.Struct)
@@ -91,12 +93,16 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what later stages read of a build's options; ONNX Runtime's has no ``targets``."""
+    """Hold what later stages read of a build's options; those for the CPU have no ``targets``."""
 
     backend: str = "onnxruntime"
     name: str = ""
     targets: tuple[str, ...] = ()
     half: str = "float16"
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.backend in CPU_BACKENDS
 
 
 def facts(

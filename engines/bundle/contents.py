@@ -19,6 +19,7 @@ from ...runtime.bundle.layout import (
     TargetGroup,
 )
 from ...runtime.bundle.plan_header import plan_problem, read_plan_header
+from ...runtime.sessions.openvino_files import is_openvino
 from ...workspace.facts import EngineFacts, Exported, facts, model_name
 from ...workspace.files import sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
@@ -28,6 +29,7 @@ from ...workspace.workspace import WORKSPACE_FILE, Workspace
 from ..facts import BuildFacts
 
 Source = Path | bytes
+CHOSEN = "cpu"  # the folder and back end of the faster engine for the CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,14 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
             where=str(workspace.root),
             do=f"run `arvg-trt build {workspace.root} --name {name}` first",
         )
-    return tuple(engine_group(workspace.root, folder) for folder in folders)
+    groups = [engine_group(workspace.root, folder) for folder in folders]
+    # The faster engine for the CPU may lie there a second time under its own name.
+    kinds = [made.group.kind for made in groups]
+    return tuple(
+        made
+        for made in groups
+        if Path(made.group.folder).name != CHOSEN or kinds.count(made.group.kind) == 1
+    )
 
 
 def folders_of_engines(root: Path, name: str) -> list[Path]:
@@ -99,7 +108,7 @@ def engine_group(root: Path, folder: Path) -> GroupSources:
     manifest = verify(folder)
     options = facts(manifest, EngineFacts, "options")
     built = facts(manifest, BuildFacts)
-    kind = msgspec.convert(options.backend, GroupKind)
+    kind = msgspec.convert(kind_of_folder(folder, options.backend), GroupKind)
     version = manifest.versions.get(kind, "")
     for path in sorted(folder.glob("*.engine")):
         header = read_plan_header(path)
@@ -112,7 +121,7 @@ def engine_group(root: Path, folder: Path) -> GroupSources:
     place = folder.relative_to(root)
     files, sources = stage_files(root, folder, manifest)
     group = TargetGroup(
-        name=folder.name if kind != "onnxruntime" else "cpu",
+        name=group_name(folder, kind),
         kind=kind,
         folder=place.as_posix(),
         version=version,
@@ -122,6 +131,20 @@ def engine_group(root: Path, folder: Path) -> GroupSources:
         files=files,
     )
     return GroupSources(group, sources)
+
+
+def kind_of_folder(folder: Path, backend: str) -> str:
+    """Return the back end that opens a folder of engines; `cpu` stands for the faster one."""
+    if backend != CHOSEN:
+        return backend
+    return "openvino" if is_openvino(folder) else "onnxruntime"
+
+
+def group_name(folder: Path, kind: GroupKind) -> str:
+    """Return the name of a target group: that of its folder, for the CPU one of its own."""
+    if kind == "onnxruntime":
+        return "cpu"
+    return "openvino" if folder.name == CHOSEN else folder.name
 
 
 def reference_group(workspace: Workspace, name: str) -> GroupSources:

@@ -35,6 +35,7 @@ COMMANDS: Mapping[ModelKind, tuple[str, ...]] = {
 KIND_TEXT = {
     **TITLES,
     "onnxruntime": "ONNX Runtime on any CPU",
+    "openvino": "OpenVINO on the CPU",
     "kit": "ONNX graphs to build an engine from on a device",
     "reference": "FP32 and Q/DQ graphs that `validate` compares with",
 }

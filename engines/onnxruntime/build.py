@@ -16,7 +16,8 @@ from ...graph.group_norm import ExpandGroupNormsPass
 from ...graph.io import read_graph
 from ...graph.passes import Sequential
 from ...numerics.noise import masked_sqnr_db
-from ...runtime.sessions.open import reference_session
+from ...runtime.sessions.open import fast_session, reference_session
+from ...runtime.sessions.session import OpenSession
 from ...samples.files import TOKENIZER_GRAPHS, Arrays, GraphChain, load_sample, sample_files
 from ...workspace.files import open_tensors
 from ..facts import EXECUTED, EngineRow, SiteException
@@ -32,6 +33,7 @@ EXACT_DB = 90.0
 CHECK_SAMPLES = 2
 REWRITING = "rewriting for ONNX Runtime"
 CHECKING = "checking the engine"
+TITLE = "ONNX Runtime"
 
 Progress = Callable[[str, int, int], None]
 
@@ -216,6 +218,9 @@ def check_engine(
     engine: Path,
     samples: Sequence[Path],
     graphs: Sequence[str] = TOKENIZER_GRAPHS,
+    *,
+    session: OpenSession = fast_session,
+    title: str = TITLE,
 ) -> None:
     """Compare the engine as executed with its Q/DQ graph, graph by graph.
 
@@ -225,7 +230,8 @@ def check_engine(
     Raises:
         BuildError: an output that differs by more, or is not finite in the same places.
     """
-    for problem in differences(source, export, engine, samples, graphs).values():
+    found = differences(source, export, engine, samples, graphs, session=session, title=title)
+    for problem in found.values():
         raise problem
 
 
@@ -235,6 +241,9 @@ def differences(
     engine: Path,
     samples: Sequence[Path],
     graphs: Sequence[str],
+    *,
+    session: OpenSession = fast_session,
+    title: str = TITLE,
 ) -> dict[str, BuildError]:
     """Return, by graph, the error of the first output that `check_engine` refuses."""
     problems: dict[str, BuildError] = {}
@@ -246,7 +255,7 @@ def differences(
         [chain.run(feeds, given=made) for feeds, made in zip(arrays, references, strict=True)]
         for chain in (
             GraphChain.open(source, graphs, session=reference_session),
-            GraphChain.open(engine, graphs),
+            GraphChain.open(engine, graphs, session=session),
         )
     )
     for name in [n for n, v in references[0].items() if np.issubdtype(v.dtype, np.floating)]:
@@ -262,7 +271,7 @@ def differences(
         least = min(lost - WORST_LOSS_DB, EXACT_DB)
         if not agreement >= least:
             problem = BuildError(
-                f"the ONNX Runtime {graph} is {agreement:.1f} dB from its Q/DQ graph at {output}, "
+                f"the {title} {graph} is {agreement:.1f} dB from its Q/DQ graph at {output}, "
                 f"which is {lost:.1f} dB from FP32: {least:.1f} is the least",
                 where=str(engine / f"{graph}.onnx"),
                 do="quantize again with --exclude for the sites that lose most (`arvg-trt "

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...errors import BuildError
 from ...graph.sites import load_sites
-from ...numerics.scheme import Plan
 from ...workspace.facts import Exported
 from ...workspace.stage import Reporter
 from ..facts import EngineRow
-from ..formats import is_fp8
 from .build import build_engine
 from .generator import build_generator_engine
-
-
-def refuse_fp8(plan: Plan) -> None:
-    """Raises BuildError for sites in FP8, of which there is no kernel; names the first."""
-    found = [site.name for site in plan.sites if is_fp8(site)]
-    if found:
-        raise BuildError(
-            f"{found[0]} wants fp8, which ONNX Runtime lacks on the CPU, and {len(found) - 1} more "
-            "sites; nearest that works: int8"
-        )
 
 
 def write_engine(

@@ -22,13 +22,20 @@ from ...numerics.noise import decibels
 from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS, TEACHER_FORCED, Generator
 from ...runtime.sessions.open import SLOW_OPTIMIZERS, open_session, reference_session
-from ...runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
+from ...runtime.sessions.session import (
+    Array,
+    DeviceValue,
+    OpenSession,
+    Session,
+    SessionObserver,
+)
 from ...samples.files import graph_of, load_sample, sample_files
 from ..facts import EngineRow
 from .build import (
     CHECK_SAMPLES,
     CHECKING,
     REWRITING,
+    TITLE,
     Progress,
     check_engine,
     engine_row,
@@ -85,7 +92,14 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def check_loop(source: Path, engine: Path) -> None:
+def checked_session(path: Path, threads: int) -> Session:
+    """Open a graph of the engine as it is checked: optimized, but for what slows it down."""
+    return open_session(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
+
+
+def check_loop(
+    source: Path, engine: Path, *, session: OpenSession = checked_session, title: str = TITLE
+) -> None:
     """Generate an image with the engine, and run the Q/DQ graphs beside it on the same feeds.
 
     Raises:
@@ -93,16 +107,24 @@ def check_loop(source: Path, engine: Path) -> None:
     """
     opened: list[ComparedSession] = []
 
-    def session(path: Path, threads: int) -> Session:
-        opened.append(ComparedSession(path, source / path.name, threads))
+    def compared_session(path: Path, threads: int) -> Session:
+        opened.append(ComparedSession(session(path, threads), source / path.name, threads))
         return opened[-1]
 
-    Generator.open(engine, session=session, verify=False).generate([0])  # no manifest yet
+    Generator.open(engine, session=compared_session, verify=False).generate([0])  # no manifest yet
     for compared in opened:
-        require_close(compared)
+        require_close(compared, title)
 
 
-def check_runs(source: Path, engine: Path, samples: Path, graphs: Sequence[str]) -> None:
+def check_runs(
+    source: Path,
+    engine: Path,
+    samples: Path,
+    graphs: Sequence[str],
+    *,
+    session: OpenSession = checked_session,
+    title: str = TITLE,
+) -> None:
     """Compare graphs on some of the runs that calibration recorded of them.
 
     Raises:
@@ -112,19 +134,20 @@ def check_runs(source: Path, engine: Path, samples: Path, graphs: Sequence[str])
         files = [path for path in sample_files(samples) if graph_of(path) == graph]
         if not files:
             continue
-        compared = ComparedSession(engine / f"{graph}.onnx", source / f"{graph}.onnx", threads=0)
+        opened = session(engine / f"{graph}.onnx", 0)
+        compared = ComparedSession(opened, source / f"{graph}.onnx", threads=0)
         # Any stride could keep step with the times of the runs.
         for k in np.random.default_rng(0).permutation(len(files))[:CHECKED_RUNS]:
             compared.run(load_sample(files[k], compared.inputs))
-        require_close(compared)
+        require_close(compared, title)
 
 
-def require_close(compared: ComparedSession) -> None:
+def require_close(compared: ComparedSession, title: str = TITLE) -> None:
     """Raise BuildError for an output that differs by more than `LEAST_DB` allows."""
     for name, db in compared.decibels().items():
         if not db >= LEAST_DB:
             raise BuildError(
-                f"the ONNX Runtime {compared.path.stem} is {db:.1f} dB from its Q/DQ graph at "
+                f"the {title} {compared.path.stem} is {db:.1f} dB from its Q/DQ graph at "
                 f"{name}, {LEAST_DB:g} is the least",
                 where=str(compared.path),
                 do="quantize again with --exclude for its sites that lose most (`arvg-trt "
@@ -135,10 +158,8 @@ def require_close(compared: ComparedSession) -> None:
 class ComparedSession(SessionObserver):
     """Run an engine's graph, and compare its first runs with the graph it was made from."""
 
-    def __init__(self, path: Path, source: Path, threads: int) -> None:
-        super().__init__(
-            open_session(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
-        )
+    def __init__(self, session: Session, source: Path, threads: int) -> None:
+        super().__init__(session)
         self._source = reference_session(source, threads)
         self._runs = 0
         # Sums of squares of each output of the source and of the difference.

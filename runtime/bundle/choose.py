@@ -1,7 +1,8 @@
 """Choose what of a bundle runs on a device, and say of every step why or why not.
 
 An engine that was built for exactly this GPU comes first, then one that its back end takes here,
-then one that is built here from the bundle's ONNX, then that ONNX on CUDA, then the CPU's engine.
+then one that is built here from the bundle's ONNX, then that ONNX on CUDA, then the CPU's engines:
+OpenVINO's where it is installed, then ONNX Runtime's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ...extras import builder_release
 from ..devices import Device, Gpu
 from ..folders import same_release
 from ..sessions.placement import CUDA, PROVIDERS, TITLES, Problem, unopened, unopened_text
+from ..sessions.processors import may_saturate
 from ..sessions.providers import provider_problem
 from ..trt_compat import install_command
 from .layout import BundleFacts, TargetGroup
@@ -62,6 +64,7 @@ def choose(
     builders: Sequence[str] = (),
     problem_of: ProviderProblem = provider_problem,
     release_of: BuilderRelease = builder_release,
+    saturates: Callable[[], bool] = may_saturate,
 ) -> Choice:
     """Return the ways to run a bundle on a GPU of a device, or without one on its CPU.
 
@@ -85,9 +88,29 @@ def choose(
         reason = problem or "ONNX Runtime runs the graphs in FP16, Q/DQ in floats"
         steps.append(chain_step("CUDA", kit, problem is None, reason))
     cpu = facts.group("onnxruntime")
+    for group in (each for each in facts.groups if each.kind == "openvino"):
+        problem = openvino_problem(release_of, beside=cpu is not None, saturates=saturates())
+        reason = problem or openvino_text(group, release_of)
+        steps.append(chain_step("CPU", group, problem is None, reason))
     if cpu is not None:
         steps.append(chain_step("CPU", cpu, True, "ONNX Runtime runs it on every machine"))
     return Choice(steps=tuple(steps), builder=builder)
+
+
+def openvino_problem(release_of: BuilderRelease, *, beside: bool, saturates: bool) -> str | None:
+    """Return why OpenVINO does not run its engine here; `beside` one of ONNX Runtime, or alone."""
+    if release_of("openvino") is None:
+        return "openvino is not installed: pip install 'arvg-trt[openvino]'"
+    if saturates and beside:
+        return "products of INT8 may saturate with OpenVINO on this processor, which lacks VNNI"
+    return None
+
+
+def openvino_text(group: TargetGroup, release_of: BuilderRelease) -> str:
+    """Return what runs OpenVINO's engine: blobs of another release are compiled again."""
+    here = release_of("openvino")
+    again = "" if here == group.version else f", compiled again: it is of {group.version}"
+    return f"OpenVINO {here} runs it on the CPU{again}"
 
 
 def chain_step(step: Step, group: TargetGroup, opens: bool, reason: str) -> ChainStep:

@@ -52,7 +52,7 @@ MOST_PATH, MOST_PART, MOST_DEPTH = (
 # `$` would match before a final line break too.
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0)]
-GroupKind = Literal["onnxruntime", "tensorrt", "tensorrt_rtx", "kit", "reference"]
+GroupKind = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "kit", "reference"]
 
 
 class BundleFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -161,7 +161,7 @@ class ImageIndex(msgspec.Struct, frozen=True, kw_only=True):
 def media_type(path: str) -> str:
     """Return the ModelPack type of a file by its name."""
     suffix = path.rpartition(".")[2]
-    if suffix in ("engine", "onnx", "data", "safetensors"):
+    if suffix in ("engine", "onnx", "data", "safetensors", "blob"):
         return WEIGHTS
     return DOCUMENT if suffix in ("md", "html", "txt") else WEIGHT_CONFIG
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...extras import require_packages
 from .onnxruntime import FUSES_PAIRS, OnnxRuntimeSession
 from .placement import ON_CPU, Placement
 from .session import Session
@@ -80,6 +81,20 @@ def engine_session(path: Path, threads: int = 0, *, placement: Placement) -> Ses
     Nothing is optimized: there is one node, and the engine is finished.
     """
     return open_session(context_path(path), optimized=False, threads=threads, placement=placement)
+
+
+def openvino_session(path: Path, threads: int = 0) -> Session:
+    """Open a graph with OpenVINO, by the blob beside it where that fits this machine.
+
+    Raises:
+        ArvgError: OpenVINO is not installed.
+        BundleError: the graph does not load.
+        OutOfMemory: it does not fit.
+    """
+    require_packages("openvino")
+    from .openvino import OpenVinoSession
+
+    return OpenVinoSession(path, threads)
 
 
 def context_path(graph: Path) -> Path:

@@ -12,6 +12,7 @@ from ..devices import CPU, Device, this_device
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 TENSORRT_RTX = "NvTensorRTRTXExecutionProvider"
+OPENVINO = "OpenVINO"  # no provider of ONNX Runtime, but a library of its own for the CPU
 # Providers that run a graph on a GPU, the first that works is taken. CUDA's computes each node as
 # the graph says; those of TensorRT build an engine first, in seconds (RTX) or minutes.
 FOR_GRAPHS = (CUDA, TENSORRT_RTX, TENSORRT)
@@ -46,15 +47,18 @@ class Placement:
 
     @property
     def on_gpu(self) -> bool:
-        return self.provider != CPU
+        return self.provider not in (CPU, OPENVINO)
 
     @property
     def text(self) -> str:
-        """Return it as reports have it: `cpu`, or `cuda:0, CUDAExecutionProvider`."""
-        return f"cuda:{self.index}, {self.provider}" if self.on_gpu else "cpu"
+        """Return it as reports have it: `cpu`, `cpu, OpenVINO` or `cuda:0, CUDA...`."""
+        if self.on_gpu:
+            return f"cuda:{self.index}, {self.provider}"
+        return "cpu" if self.provider == CPU else f"cpu, {self.provider}"
 
 
 ON_CPU = Placement()
+BY_OPENVINO = Placement(OPENVINO)
 
 
 @dataclass(frozen=True, slots=True)

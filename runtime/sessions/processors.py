@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,11 @@ def cpu_fields(path: Path = CPU_INFO) -> dict[str, str]:
             key, _, value = line.partition(":")
             fields.setdefault(key.strip().lower(), value.strip())
     return fields
+
+
+def processor_name(path: Path = CPU_INFO) -> str:
+    """Return the processor's name that Linux tells; elsewhere what the platform says."""
+    return cpu_fields(path).get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags(fields: Mapping[str, str]) -> frozenset[str]:

@@ -135,7 +135,7 @@ def test_unknown_preset_names_the_nearest_first(name: str, nearest: str) -> None
         (MINIMAL + f"x = {'[' * 100_000}{']' * 100_000}\n", ("mine.toml",)),
         (MINIMAL + f"x = {'{y=' * 100_000}1{'}' * 100_000}\n", ("mine.toml",)),
         (MINIMAL + "[[build]]\nbackend = 'tensorrt_rtx'\n", ("tensorrt_rtx", "targets")),
-        (MINIMAL + "[[build]]\nbackend = 'openvino'\n", ("openvino", "backend")),
+        (MINIMAL + "[[build]]\nbackend = 'coreml'\n", ("coreml", "backend")),
         (MINIMAL + "[validate]\nrounds = -1\n", ("rounds", "-1")),
         (MINIMAL.replace('name = "n"', 'name = "../n"'), ("../n",)),
         (MINIMAL.replace('name = "n"', ""), ("name",)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from ...errors import BundleError, WorkspaceError
 from ...runtime.devices import this_device
 from ...runtime.folders import placement_of
+from ...runtime.sessions.openvino_files import is_openvino
 from ...runtime.sessions.placement import ON_CPU, gpu_of
 from ...workspace.facts import FP16, EngineFacts, facts
 from ...workspace.manifest import Manifest
@@ -17,7 +18,9 @@ from ...workspace.verify import verify
 from ...workspace.workspace import Workspace
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ
 
-CPU_ENGINE = "onnxruntime"  # the folder of the engine that runs on every CPU
+# Folders of engines for the CPU, the first that opens here is executed: the one that was found the
+# faster, then what was built beside the engine that runs on every CPU.
+CPU_ENGINES = ("cpu", "openvino", "openvino-bf16", "onnxruntime")
 
 
 def engine_manifests(workspace: Workspace, name: str) -> dict[str, Manifest]:
@@ -59,17 +62,16 @@ def executed_engine(
     """Choose the engine of a quantization that is executed on a device: cpu, cuda:0 or auto.
 
     On a GPU that is the first TensorRT engine that opens there, else, unless the GPU was asked for
-    by name, ONNX Runtime's on the CPU.
+    by name, one for the CPU.
 
     Raises:
         BundleError: no such device, or one that was asked for by name and runs no engine.
     """
     index = gpu_of(device, this_device())
-    on_cpu = f"{name}/{CPU_ENGINE}"
     if index is not None:
         problems = []
         for key in engines:
-            if not key.startswith(f"{name}/") or key == on_cpu:
+            if not key.startswith(f"{name}/") or on_cpu(engines[key]):
                 continue
             try:
                 placement = placement_of(workspace.folder("engines", *key.split("/")), device)
@@ -81,7 +83,31 @@ def executed_engine(
             raise problems[0] if problems else no_engine(name, device)
         for problem in problems:
             reporter.warn(f"{problem}; validated on the CPU")
-    return Executed(on_cpu if on_cpu in engines else None, "cpu", ON_CPU.text)
+    return executed_on_cpu(workspace, name, engines, reporter)
+
+
+def executed_on_cpu(
+    workspace: Workspace, name: str, engines: Mapping[str, Manifest], reporter: Reporter
+) -> Executed:
+    """Return the first engine for the CPU that opens here; says which others there are."""
+    opened: Executed | None = None
+    for key in (f"{name}/{folder}" for folder in CPU_ENGINES if f"{name}/{folder}" in engines):
+        if opened is not None:
+            reporter.warn(f"{key} is not validated: {opened.key} is, which comes first")
+            continue
+        folder = workspace.folder("engines", *key.split("/"))
+        try:
+            placement = placement_of(folder, "cpu") if is_openvino(folder) else ON_CPU
+        except BundleError as error:
+            reporter.warn(str(error))
+        else:
+            opened = Executed(key, "cpu", placement.text)
+    return opened or Executed(None, "cpu", ON_CPU.text)
+
+
+def on_cpu(manifest: Manifest) -> bool:
+    """Return whether an engine is for the CPU, by the manifest of its folder."""
+    return facts(manifest, EngineFacts, "options").on_cpu
 
 
 def no_engine(name: str, device: str) -> BundleError:
@@ -101,7 +127,7 @@ def candidate_folders(
     `executed` names the engine that runs here.
     """
     folders = {QDQ: workspace.folder("quantize", name)}
-    own = [key for key in engines if key.startswith(f"{name}/") and CPU_ENGINE not in key]
+    own = [key for key in engines if key.startswith(f"{name}/") and not on_cpu(engines[key])]
     copies = [key for key in own if facts(engines[key], EngineFacts, "options").half != "bfloat16"]
     for key in sorted({*own} - {*copies} - {executed}):
         reporter.warn(

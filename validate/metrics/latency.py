@@ -156,6 +156,12 @@ def ratio(reference: Latency, candidate: Latency) -> Speed:
     return Speed(ratio=middle, low=low, high=high, verdict=verdict)
 
 
+def race(runs: Mapping[str, Callable[[], object]]) -> tuple[float, float, bool]:
+    """Time two programs in turn; return their medians in ms, and whether the second is faster."""
+    first, second = interleaved(runs, warmup=1, rounds=MIN_ROUNDS_FOR_A_VERDICT).values()
+    return first.p50_ms, second.p50_ms, ratio(first, second).verdict == "faster"
+
+
 def read_cpu(path: Path = CPU_INFO) -> Cpu:
     """Return the processor that Linux names; elsewhere what the platform says, without flags."""
     fields = cpu_fields(path)

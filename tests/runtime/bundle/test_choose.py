@@ -252,3 +252,43 @@ def test_nothing_that_runs_is_said_in_one_line() -> None:
     assert refusal(facts, Choice(steps=())) == "it has no engine and no graph"
     assert all(line.isprintable() for line in chain_text(choice))
     assert [line[:2] for line in chain_text(choice)] == [" x", " x"]
+
+
+def with_openvino(*kinds: str) -> BundleFacts:
+    """The facts of a bundle that has an engine of OpenVINO as well."""
+    files = {"engines/int8/openvino/model.onnx": b"a graph"}
+    group = target_group("openvino", "openvino", files, version="2026.4.1")
+    facts = bundle_facts(*kinds)
+    return msgspec.structs.replace(facts, groups=(*facts.groups, group))
+
+
+@pytest.mark.parametrize(
+    ("here", "saturates", "kinds", "taken", "words"),
+    [
+        ("2026.4.1", False, ("cpu",), "openvino", "OpenVINO 2026.4.1 runs it on the CPU"),
+        ("2027.1.0", False, ("cpu",), "openvino", "compiled again: it is of 2026.4.1"),
+        ("2026.4.1", True, ("cpu",), "cpu", "lacks VNNI"),
+        ("2026.4.1", True, (), "openvino", "OpenVINO 2026.4.1"),
+        (None, False, ("cpu",), "cpu", "pip install 'arvg-trt[openvino]'"),
+    ],
+)
+def test_openvinos_engine_comes_first_where_it_is_installed_and_exact(
+    here: str | None, saturates: bool, kinds: tuple[str, ...], taken: str, words: str
+) -> None:
+    choice = choose_by_providers(
+        with_openvino(*kinds),
+        changed(gpus=()),
+        None,
+        release_of={"openvino": here}.get,
+        saturates=lambda: saturates,
+    )
+    assert chosen(choice) == ("CPU", taken)
+    (step,) = (step for step in choice.steps if step.group == "openvino")
+    assert words in step.reason
+
+
+def test_bundle_of_openvino_alone_says_what_to_install() -> None:
+    facts = with_openvino()
+    choice = choose_by_providers(facts, changed(gpus=()), None, release_of={}.get)
+    assert choice.chosen is None
+    assert "pip install 'arvg-trt[openvino]'" in refusal(facts, choice)

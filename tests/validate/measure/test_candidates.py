@@ -97,3 +97,28 @@ def test_without_one_auto_warns_and_takes_the_cpus_and_a_named_gpu_is_an_error(
         executed_engine(workspace, "int8", only_cpu, "cuda:0", warned)
     assert executed_engine(workspace, "int8", only_cpu, "cpu", warned).key == CPU_ENGINE
     assert executed_engine(workspace, "int8", {}, "cpu", warned).key is None
+
+
+def test_chosen_engine_for_the_cpu_comes_before_others_which_are_named(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = {
+        "int8/cpu": built("cpu"),
+        CPU_ENGINE: built("onnxruntime"),
+        "int8/openvino": built("openvino"),
+    }
+    warned = Warnings()
+    found = executed_engine(workspace, "int8", engines, "cpu", warned)
+    assert found.key == "int8/cpu"
+    assert [line.partition(" ")[0] for line in warned.lines] == ["int8/openvino", CPU_ENGINE]
+    folders = candidate_folders(workspace, "int8", engines, found.key, warned)
+    assert HALF_PRECISION not in folders and folders[ENGINE].name == "cpu"
+
+    def refused(folder: Path, device: str) -> Placement:
+        raise BundleError(f"{folder.name} does not run here")
+
+    monkeypatch.setattr(candidates, "placement_of", refused)
+    monkeypatch.setattr(candidates, "is_openvino", lambda folder: folder.name != "onnxruntime")
+    warned = Warnings()
+    assert executed_engine(workspace, "int8", engines, "cpu", warned).key == CPU_ENGINE
+    assert [line.partition(" ")[0] for line in warned.lines] == ["cpu", "openvino"]

@@ -1,0 +1,156 @@
+"""Sessions of OpenVINO: what they return, what they refuse, and that no run changes an earlier."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from arvg_trt.errors import BundleError
+from arvg_trt.runtime.sessions.open import openvino_session, reference_session
+
+from ..minis.minis import Mini
+from .test_sessions import save
+
+pytest.importorskip("openvino")
+
+ONES = np.ones((3, 2), np.float32)
+
+
+def test_session_runs_and_tells_its_names(tmp_path: Path) -> None:
+    opened = openvino_session(save(tmp_path), 1)
+    assert (opened.inputs, opened.outputs) == (("x",), ("y", "z"))
+    assert opened.metadata["key"] == "value"
+    assert (opened.device, opened.memory, opened.fallback) == ("OpenVINO", "cpu", None)
+    assert opened.shapes["x"] == [None, 2] and opened.types["z"] == "float32"
+    found = opened.run({"x": ONES})
+    assert found["y"].tolist() == [[2, 3]] * 3 and found["z"].tolist() == [[3, 4]] * 3
+    assert list(opened.run({"x": ONES[:1]}, ["z"])) == ["z"]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "words"),
+    [
+        ({}, "no feeds: the inputs are x"),
+        ({"x": ONES, "w": ONES}, "the inputs are x"),
+        ({"x": ONES.astype(np.float64)}, "f64"),
+        ({"x": np.ones((3, 5), np.float32)}, "incompatible"),
+        ({"x": np.ones(2, np.float32)}, "incompatible"),
+    ],
+)
+def test_feeds_that_the_graph_does_not_take_are_refused(tmp_path: Path, feeds, words: str) -> None:
+    opened = openvino_session(save(tmp_path), 1)
+    with pytest.raises(BundleError, match=words):
+        opened.run(feeds)
+    # The next run is not the worse for it.
+    assert opened.run({"x": ONES})["y"].tolist() == [[2, 3]] * 3
+
+
+def test_output_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="has no output nothing"):
+        openvino_session(save(tmp_path), 1).run({"x": ONES}, ["nothing"])
+
+
+@pytest.mark.parametrize("data", [b"", b"noise", None])
+def test_file_that_is_no_graph_is_refused_with_its_name(tmp_path: Path, data) -> None:
+    path = tmp_path / "m.onnx"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"m\.onnx.*OpenVINO cannot load the graph"):
+        openvino_session(path, 1)
+
+
+def test_what_a_run_returned_is_not_changed_by_later_runs(tmp_path: Path) -> None:
+    opened = openvino_session(save(tmp_path), 1)
+    values = [opened.run_on_device({"x": ONES * k}) for k in range(5)]
+    arrays = [each["y"].numpy() for each in values]
+    del values  # the arrays alone keep their memory
+    for _ in range(5):
+        opened.run({"x": ONES * 100})
+    for k, array in enumerate(arrays):
+        assert array.tolist() == [[2 * k, 3 * k]] * 3
+
+
+def test_requests_that_nobody_reads_any_more_run_again(tmp_path: Path) -> None:
+    from arvg_trt.runtime.sessions.openvino import OpenVinoSession
+
+    opened = OpenVinoSession(save(tmp_path), 1)
+    value = opened.to_device(ONES)
+    for _ in range(20):  # each run is fed what the last one made
+        value = opened.run_on_device({"x": value})["y"]
+    assert value.numpy()[0].tolist() == [2.0**20, float(np.float32(3.0**20))]
+    assert len(opened._idle) == 1  # beside the one whose output `value` is
+
+
+def test_values_are_not_copied(tmp_path: Path) -> None:
+    opened = openvino_session(save(tmp_path), 1)
+    array = ONES.copy()
+    value = opened.to_device(array)
+    assert value.numpy() is array or np.shares_memory(value.numpy(), array)
+    made = opened.run_on_device({"x": value})["y"]
+    assert np.shares_memory(made.numpy(), made.numpy())
+
+
+def test_empty_values_go_in_and_come_out(tmp_path: Path) -> None:
+    opened = openvino_session(save(tmp_path), 1)
+    empty = opened.to_device(np.zeros((0, 2), np.float32))
+    made = opened.run_on_device({"x": empty})["y"]
+    assert tuple(made.shape()) == made.numpy().shape == (0, 2)
+
+
+STEPS = ((1, 0), (16, 1), (1, 17), (3, 0), (20, 30))
+
+
+def test_steps_of_changing_lengths_equal_the_reference(mini_of: Callable[[str], Mini]) -> None:
+    """OpenVINO's fused kernels of attention are 70 % off in the second step."""
+    path = mini_of("var").workspace / "export" / "step.onnx"
+    opened, reference = openvino_session(path, 0), reference_session(path)
+    draw = np.random.default_rng(0)
+    for tokens, past in STEPS:
+        sizes = {
+            "x": (2, tokens, 128),
+            "modulation": (2, 6, 6, 128),
+            "head_modulation": (2, 2, 128),
+        }
+        sizes |= {name: (2, 4, past, 32) for name in opened.inputs if name.startswith("past")}
+        feeds = {
+            name: draw.standard_normal(size).astype(np.float32) for name, size in sizes.items()
+        }
+        feeds["position_ids"] = np.arange(past, past + tokens)
+        found, wanted = opened.run(feeds), reference.run(feeds)
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max(), rtol=0)
+
+
+def test_openvino_is_not_imported_unless_asked_for(tmp_path: Path) -> None:
+    save(tmp_path)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from arvg_trt.runtime.sessions.open import fast_session\n"
+        "from arvg_trt.runtime.folders import placement_of\n"
+        "import arvg_trt.engines.cpu\n"
+        f"fast_session(Path({str(tmp_path / 'm.onnx')!r}))\n"
+        f"placement_of(Path({str(tmp_path)!r}))\n"
+        "assert 'openvino' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def odd_graph() -> onnx.ModelProto:
+    """A graph whose second node is of an operator that nobody has."""
+    info = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="first"),
+        helper.make_node("Strange", ["a"], ["y"], name="odd.one", domain="com.acme"),
+    ]
+    ends = [info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    sets = [helper.make_opsetid("", 18), helper.make_opsetid("com.acme", 1)]
+    return helper.make_model(graph, opset_imports=sets, ir_version=10)
