@@ -14,6 +14,7 @@ from arvg_trt.errors import BuildError
 from arvg_trt.pipeline import build
 from arvg_trt.runtime.sessions.openvino_files import is_openvino
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.validate.metrics import latency
 from arvg_trt.workspace.manifest import MANIFEST
 
 from ..command_line import Finished, arvg
@@ -93,6 +94,6 @@ def test_engine_that_openvino_refuses_leaves_the_other(
 def test_race_times_in_turn_and_calls_nothing_faster_that_is_not() -> None:
     order: list[str] = []
     runs = {"onnxruntime": lambda: order.append("a"), "openvino": lambda: order.append("b")}
-    first, second, _ = build.race(runs)
+    first, second, _ = latency.race(runs)
     assert order == ["a", "b"] * (len(order) // 2) and len(order) >= 18
     assert first >= 0 and second >= 0

@@ -36,8 +36,8 @@ def sweep_page(candidates: Candidates, beside: Path) -> Page:
             "and better in one of them. Times are of the machine that validated, and count only "
             "where all were measured.",
             "Differences of quality within the intervals, and small ones of time, may "
-            "be chance: times within 5 % count as equal here, and `arvg-trt compare` decides by paired "
-            "intervals.",
+            "be chance: times within 5 % count as equal here, and `arvg-trt compare` decides by "
+            "paired intervals.",
         ),
     )
 

@@ -17,6 +17,7 @@ from ..intervals.bootstrap import interval_of
 from ..intervals.sampled import ratio_of_medians
 
 PartT = TypeVar("PartT", bound=str)
+RACE_ROUNDS = 8  # from which a ratio of medians has an interval of the bootstrap
 # Instructions that decide how fast INT8 and half precision run on a CPU.
 CPU_FLAGS = (
     "avx2",
@@ -156,9 +157,12 @@ def ratio(reference: Latency, candidate: Latency) -> Speed:
     return Speed(ratio=middle, low=low, high=high, verdict=verdict)
 
 
+RACE_ROUNDS = 8  # from which a ratio of medians has an interval of the bootstrap
+
+
 def race(runs: Mapping[str, Callable[[], object]]) -> tuple[float, float, bool]:
     """Time two programs in turn; return their medians in ms, and whether the second is faster."""
-    first, second = interleaved(runs, warmup=1, rounds=MIN_ROUNDS_FOR_A_VERDICT).values()
+    first, second = interleaved(runs, warmup=1, rounds=RACE_ROUNDS).values()
     return first.p50_ms, second.p50_ms, ratio(first, second).verdict == "faster"
 
 
