@@ -47,8 +47,8 @@ def write_quantized(
     `caches` says how a generator stores keys and values; nothing: as it was exported.
     """
     from ..calibrate.statistics import load_statistics, require_channels
-    from .overflow import quantize_in_range
     from .kv_cache.apply import quantize_caches, write_spec
+    from .overflow import quantize_in_range
     from .qdq.attention import quantize_attention
     from .run import quantize_model
 

@@ -1,6 +1,6 @@
-"""Write attentions whose keys and values are stored in fewer bits, in a graph of any step or of all.
+"""Write attentions whose keys and values are stored in fewer bits: in steps, and for all positions.
 
-    k -> Mul 1/r -> Q(a) -> Concat(past_key, .) = present_key -> DQ(a) -> Transpose -> MatMul
+    k -> Mul 1/r -> Q(a) -> Concat(past_key, .) = present_key -> Transpose -> DQ(a) -> MatMul
     q -> Mul r --------------------------------------------------------------------^
     v -> Mul 1/r -> Q(a) -> Concat(past_value, .) = present_value -> DQ(a) -> MatMul -> Mul r
 
@@ -93,10 +93,9 @@ def store_caches(
     graph: ir.Graph, attention: CachedAttention, kind: CacheType, scales: CacheScales
 ) -> None:
     """Store the keys and values of one attention as `kind`."""
-    node = attention.transposed
-    store(graph, attention.key, node, 0, f"{attention.name}.key", kind, scales.key)
-    node = attention.mixed
-    store(graph, attention.value, node, 1, f"{attention.name}.value", kind, scales.value)
+    path = (attention.transposed, attention.scores)
+    store(graph, attention.key, path, f"{attention.name}.key", kind, scales.key)
+    store(graph, attention.value, (attention.mixed,), f"{attention.name}.value", kind, scales.value)
     if scales.key is not None:
         queries, factor = attention.scores.inputs[0], relative(scales.key)
         assert queries is not None
@@ -113,13 +112,12 @@ def store_caches(
 def store(
     graph: ir.Graph,
     whole: ir.Value,
-    reader: ir.Node,
-    index: int,
+    path: Sequence[ir.Node],
     name: str,
     kind: CacheType,
     scale: NDArray[np.float32] | None,
 ) -> None:
-    """Store `whole`, the keys or values of all tokens, which `reader` has as its input `index`."""
+    """Store `whole`, the keys or values of all tokens; `path` leads from them to their product."""
     concat = producer(whole, "Concat")
     past = None if concat is None else concat.inputs[0]
     if past is None or not past.is_graph_input():
@@ -127,21 +125,38 @@ def store(
     new = whole if concat is None else concat.inputs[1]
     assert new is not None
     coder = Coder(graph, name, kind, scale)
-    stored = coder.encode(new, concat or reader)
-    if concat is None:
-        reader.replace_input_with(index, coder.decode(stored, reader))
+    stored = coder.encode(new, concat or path[0])
+    if concat is None or past is None:
         replace_output(graph, whole, stored)
+        read_decoded(coder, stored, whole, path)
         return
-    assert past is not None
     past.dtype = TYPES[kind]
     if kind == "fp8":
         concat.replace_input_with(0, coder.decode(past, concat))
         concat.replace_input_with(1, coder.decode(stored, concat))
-        replace_output(graph, whole, coder.requantize(whole, reader))
+        replace_output(graph, whole, coder.requantize(whole, path[0]))
     else:
         concat.replace_input_with(1, stored)
         whole.dtype = TYPES[kind]
-        reader.replace_input_with(index, coder.decode(whole, reader))
+        read_decoded(coder, whole, whole, path)
+
+
+def read_decoded(coder: Coder, stored: ir.Value, whole: ir.Value, path: Sequence[ir.Node]) -> None:
+    """Let the product at the end of `path` read what is stored in place of `whole`.
+
+    It is turned as it is stored: of INT8 a quarter is moved, and ONNX Runtime takes a
+    DequantizeLinear in front of a Transpose apart wrongly.
+    """
+    *turns, product = path
+    if coder.kind == "fp8":  # which few operators turn
+        stored = coder.decode(stored, path[0])
+    for node in turns:
+        node.replace_input_with(0, stored)
+        node.outputs[0].dtype = stored.dtype
+        stored = node.outputs[0]
+    if coder.kind != "fp8":
+        stored = coder.decode(stored, product)
+    product.replace_input_with(1, stored)
 
 
 def replace_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
