@@ -29,9 +29,10 @@ from ...workspace.facts import Exported, facts
 from ...workspace.files import decode_json, sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
 from ..metrics.latency import ratio, timed_parts
-from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
+from ..report.schema import ENGINE, FP32, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import check_network, open_features
 from .generated_images import Batch, Features, Images, measure_generated_images
+from .generation_memory import GenerationMemory, generation_memory
 from .generator_accuracy import GeneratorAccuracy
 from .measurement import Folders, Measurements, Progress
 from .teacher_forcing import measure_teacher_forced
@@ -147,6 +148,7 @@ class GeneratorMeasurement:
         return Measurements(
             generation=generation,
             latency=self._latency(generators.get(ENGINE), device),
+            memory=self._memory(folders, generators, device),
             pictures=kept,
             picture_names=names,
             sampling=self.sampling,
@@ -180,6 +182,19 @@ class GeneratorMeasurement:
                 tokens=len(labels) * self._spec.length if part in ("total", "tokens") else None,
             )
             for part, times in found.items()
+        }
+
+    def _memory(
+        self, folders: Folders, generators: Mapping[str, Generator], device: str
+    ) -> dict[str, GenerationMemory]:
+        """Measure FP32 and the headline candidate, a batch each, where times are measured too."""
+        headline = next((name for name in (ENGINE, QDQ) if name in generators), None)
+        if headline is None or not self.options.rounds or device != "cpu":
+            return {}
+        labels = self.generated.labels[: self.options.batch_size]
+        return {
+            name: generation_memory(folder, labels, self.options.threads)
+            for name, folder in ((FP32, self.export), (headline, folders[headline]))
         }
 
     def _reference(self, folder: Path) -> Generator:

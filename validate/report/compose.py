@@ -84,6 +84,8 @@ def compose_report(
         ran={} if executed.key is None else {executed.key: executed.provider},
         fallbacks=measured.fallbacks,
         sites=quantized.sites,
+        caches=quantized.caches or (),
+        memory=measured.memory,
     )
 
 

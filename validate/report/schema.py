@@ -11,9 +11,10 @@ import msgspec
 
 from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
-from ...quantize.facts import SiteRow
+from ...quantize.facts import CacheRow, SiteRow
 from ...workspace.files import decode_json, encode_json
 from ..download import SIZE_NOTE, Download
+from ..measure.generation_memory import GenerationMemory
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from ..measure.second_opinion import SecondOpinion
 from ..measure.tokenizer_accuracy import CandidateAccuracy
@@ -99,7 +100,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     So are ``outputs``, which custom graphs have in its place, and a generator's ``generation``.
     ``ran`` says by engine folder which device and provider executed it, ``fallbacks`` what of it
-    ran on the CPU instead.
+    ran on the CPU instead. ``memory`` is by candidate, of FP32 too.
     """
 
     schema: Literal["arvg-trt/report/v1"] = "arvg-trt/report/v1"
@@ -118,6 +119,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ran: dict[str, str] = {}
     fallbacks: tuple[str, ...] = ()
     sites: tuple[SiteRow, ...] = ()
+    caches: tuple[CacheRow, ...] = ()
+    memory: dict[str, GenerationMemory] = {}
     second_opinions: tuple[SecondOpinion, ...] = ()
     gates: tuple[GateResult, ...] = ()
 

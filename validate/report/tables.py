@@ -9,7 +9,7 @@ from ..metrics.latency import Latency
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
 from .gates import GateResult, metric_of
-from .generation_tables import generator_tables, rates
+from .generation_tables import cache_table, generator_tables, memory_table, rates
 from .page import Badge, Table
 from .schema import ENGINE, FP32, HALF_PRECISION, QDQ, Report, Sizes, metrics
 from .site_tables import site_table
@@ -27,10 +27,12 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         *generator_tables(report),
         _latency(report),
         rates(report),
+        memory_table(report),
         _sizes(report),
         *engine_tables(report),
         _images(report),
         site_table(report),
+        cache_table(report),
     )
     return tuple(table for table in tables if table.rows)
 
