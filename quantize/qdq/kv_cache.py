@@ -152,7 +152,7 @@ def read_decoded(coder: Coder, stored: ir.Value, whole: ir.Value, path: Sequence
         stored = coder.decode(stored, path[0])
     for node in turns:
         node.replace_input_with(0, stored)
-        node.outputs[0].dtype = stored.dtype
+        node.outputs[0].type = stored.type
         stored = node.outputs[0]
     if coder.kind != "fp8":
         stored = coder.decode(stored, product)
@@ -229,7 +229,8 @@ class Coder:
 
 def engine_scale(scale: NDArray[np.float32]) -> np.float32:
     """Return the scalar scale of Q and DQ: the median over heads and channels."""
-    return np.float32(np.median(scale))
+    median: np.float32 = np.float32(np.median(scale))
+    return median
 
 
 def relative(scale: NDArray[np.float32]) -> NDArray[np.float32]:

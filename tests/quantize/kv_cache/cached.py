@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -50,7 +50,7 @@ class LogitsRecorder(SessionObserver):
         self._logits, self._types = logits, types
 
     def run_on_device(
-        self, feeds: dict[str, Array | DeviceValue], host: Sequence[str] = ()
+        self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
     ) -> dict[str, DeviceValue]:
         found = super().run_on_device(feeds, host)
         if "logits" in found:
