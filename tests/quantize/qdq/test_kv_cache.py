@@ -15,7 +15,8 @@ from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site
 from arvg_trt.numerics.scheme import CacheType
 from arvg_trt.quantize.qdq.kv_cache import CacheScales, cached_attentions, store_caches
-from arvg_trt.runtime.sessions.onnxruntime import OnnxRuntimeSession
+from arvg_trt.runtime.sessions.open import reference_session
+from arvg_trt.runtime.sessions.session import DeviceValue
 
 from ..test_generator_formats import e4m3
 from .test_attention import product
@@ -137,20 +138,30 @@ def run(
     path: Path, feeds: dict[str, np.ndarray], past: dict[str, np.ndarray], kind: CacheType
 ) -> dict[str, np.ndarray]:
     """Run a graph on past keys and values as they are stored."""
-    import onnxruntime as ort
-
-    session = OnnxRuntimeSession(path, optimized=False)
-    held = {}
-    for name, codes in past.items():
-        if kind == "fp8":
-            raw = codes.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
-            held[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(
-                np.ascontiguousarray(raw), TYPES[kind]
-            )
-        else:
-            held[name] = session.to_device(codes.astype(kind))
+    session = reference_session(path)
+    held = {
+        name: fp8_value(codes, path.parent)
+        if kind == "fp8"
+        else session.to_device(codes.astype(kind))
+        for name, codes in past.items()
+    }
     outputs = session.run_on_device({**feeds, **held})
     return {name: value.numpy() for name, value in outputs.items()}
+
+
+def fp8_value(numbers: np.ndarray, folder: Path) -> DeviceValue:
+    """Return numbers of E4M3 in a session's memory, where numpy has no such type."""
+    shape = list(numbers.shape)
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["y"], to=TYPES["fp8"])],
+        "cast",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TYPES["fp8"], shape)],
+    )
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), folder / "cast.onnx")
+    session = reference_session(folder / "cast.onnx")
+    return session.run_on_device({"x": numbers.astype(np.float32)})["y"]
 
 
 def numbers(array: np.ndarray, kind: CacheType) -> np.ndarray:
