@@ -28,11 +28,11 @@ from ...samples.sources import held_out_images
 from ...workspace.facts import Exported, facts
 from ...workspace.files import decode_json, sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
+from ..generation_memory import GenerationMemory, generation_memory
 from ..metrics.latency import ratio, timed_parts
 from ..report.schema import ENGINE, FP32, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import check_network, open_features
 from .generated_images import Batch, Features, Images, measure_generated_images
-from .generation_memory import GenerationMemory, generation_memory
 from .generator_accuracy import GeneratorAccuracy
 from .measurement import Folders, Measurements, Progress
 from .teacher_forcing import measure_teacher_forced

@@ -9,10 +9,10 @@ from typing import Protocol
 
 from ...recipe.validate import ValidateOptions
 from ...samples.base import SampleSource
+from ..generation_memory import GenerationMemory
 from ..metrics.latency import interleaved, ratio
 from ..metrics.outputs import OutputAccuracy
 from ..report.schema import ENGINE, LatencyRow, Part
-from .generation_memory import GenerationMemory
 from .generator_accuracy import GeneratorAccuracy
 from .tokenizer_accuracy import CandidateAccuracy, ComparedImage
 

@@ -14,7 +14,7 @@ from ...errors import WorkspaceError
 from ...quantize.facts import CacheRow, SiteRow
 from ...workspace.files import decode_json, encode_json
 from ..download import SIZE_NOTE, Download
-from ..measure.generation_memory import GenerationMemory
+from ..generation_memory import GenerationMemory
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from ..measure.second_opinion import SecondOpinion
 from ..measure.tokenizer_accuracy import CandidateAccuracy

@@ -99,7 +99,7 @@ def stored_tensors(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
 def test_granularity_is_chosen_on_samples_that_scales_were_not_fitted_to(
     tiny_var: TinyGenerator, tmp_path: Path
 ) -> None:
-    """What was chosen loses no more than what was not, on the same second half."""
+    """The choice loses no more than the other one, on the same second half."""
     args = (tiny_var.folder, tiny_var.samples, tiny_var.site_map)
     _, free = with_cache(*args, tmp_path / "free", "int8")
     both = [

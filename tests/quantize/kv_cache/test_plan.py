@@ -1,4 +1,4 @@
-"""Which type a plan gives the caches of a generator, and what is refused."""
+"""A plan says the type of a generator's caches, or is refused."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ...runtime.folders import opener, read_spec
-from ...runtime.generator import Generator, default_session
-from ...runtime.kv_cache import PRESENT
-from ...runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
-from ...workspace.worker_process import run_isolated, serve_worker
+from ..runtime.folders import opener, read_spec
+from ..runtime.generator import Generator, default_session
+from ..runtime.kv_cache import PRESENT
+from ..runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
+from ..workspace.worker_process import run_isolated, serve_worker
 
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")  # writing 5 sets the peak to what is resident now

@@ -1,13 +1,13 @@
-"""What a generator's caches and a batch of its images take."""
+"""The bytes of a generator's caches, and of a batch of its images, are measured."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from arvg_trt.runtime.generator import Generator
-from arvg_trt.validate.measure.generation_memory import generation_memory, item_bytes
+from arvg_trt.validate.generation_memory import generation_memory, item_bytes
 
-from ...quantize.kv_cache.cached import generator_with_cache
+from ..quantize.kv_cache.cached import generator_with_cache
 
 LABELS = [0, 1, 2]
 
