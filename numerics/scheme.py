@@ -16,6 +16,8 @@ LOG2_BITS = 5
 LEAST_SCALE, MOST_SCALE = 2.0**-63, 2.0**63
 MOST_SHIFT = 2**24  # quantized values; float32 counts no further
 Name = Annotated[str, msgspec.Meta(min_length=1)]
+CacheType = Literal["float32", "float16", "fp8", "int8"]
+CacheGranularity = Literal["per_head", "per_channel"]
 
 
 def require_unique(kind: str, names: Iterable[str]) -> None:
@@ -126,8 +128,30 @@ class SitePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         require_smoothing(self.smoothing)
 
 
+class CachePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Say how one attention stores keys and values between steps, all of one ``type``.
+
+    ``keys`` and ``values`` have a scale per head or per channel of a head, which lie beside the
+    packed weights; None: what loses less on samples that neither was fitted to. A type without
+    scales has neither.
+    """
+
+    name: Name
+    type: CacheType
+    keys: CacheGranularity | None = None
+    values: CacheGranularity | None = None
+
+    def __post_init__(self) -> None:
+        if self.type in ("float32", "float16") and (self.keys or self.values):
+            raise ValueError(f"a cache in {self.type} has no scales")
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Hold one entry per site; a user may edit it and give it back to ``quantize --plan``."""
+    """Hold one entry per site; a user may edit it and give it back to ``quantize --plan``.
+
+    ``caches`` has one per attention that keeps keys and values; without it they stay as exported.
+    """
 
     sites: tuple[SitePlan, ...]
+    caches: tuple[CachePlan, ...] | msgspec.UnsetType = msgspec.UNSET
     schema: Literal["arvg-trt/plan/v1"] = "arvg-trt/plan/v1"

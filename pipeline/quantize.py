@@ -52,6 +52,7 @@ def prepare_quantization(
         RecipeError: options or a plan that the model does not take.
     """
     from ..engines.roofline.fit import fit_to_target
+    from ..quantize.kv_cache.plan import with_caches
     from ..quantize.plan import check_plan, make_plan
 
     if name == FP16:
@@ -68,6 +69,7 @@ def prepare_quantization(
         plan = decode_json(
             plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
         )
+    plan = with_caches(plan, source, options)
     entries = check_plan(plan, source.planned)
     if not source.generates:
         require_float_attention(options, entries)
@@ -79,15 +81,19 @@ def prepare_quantization(
     )
 
     def work(folder: Path) -> QuantizationFacts:
-        _, results, wide = write_quantized(source, entries, options, folder, reporter, max_memory)
+        written = write_quantized(
+            source, entries, options, folder, reporter, max_memory, plan.caches or ()
+        )
+        wide = written.wide
         if source.generates:
             wide += unplanned_overflow_tensors(source, reporter)
         return QuantizationFacts(
-            sites=tuple(results),
+            sites=tuple(written.sites),
             packed_bytes=(folder / "weights.safetensors").stat().st_size,
             fp32_bytes=float_bytes(source.export, source.site_map, source.generates),
-            quantized=sum(r.weight_sqnr_db is not None for r in results),
+            quantized=sum(r.weight_sqnr_db is not None for r in written.sites),
             fp32_tensors=tuple(wide),
+            caches=tuple(written.caches) or msgspec.UNSET,
         )
 
     return PreparedStage(workspace.folder("quantize", name), wanted, work)

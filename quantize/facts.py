@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ..numerics.scheme import CacheGranularity, CacheType
+
 
 class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hold a site's formats as text, its weight's SQNR in dB, and why it is not quantized.
@@ -30,11 +32,29 @@ class OverflowTensor(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[str, ...]
 
 
+class CacheRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Say how an attention stores keys and values, and their SQNR in dB where scales round them.
+
+    The SQNRs are of samples that the scales were not fitted to.
+    """
+
+    name: str
+    type: CacheType
+    keys: CacheGranularity | None = None
+    values: CacheGranularity | None = None
+    key_sqnr_db: float | None = None
+    value_sqnr_db: float | None = None
+
+
 class QuantizationFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Results of the stage; ``quantized`` counts sites, ``fp32_tensors`` are overflow risks."""
+    """Results of the stage; ``quantized`` counts sites, ``fp32_tensors`` are overflow risks.
+
+    ``caches`` are of a generator whose keys and values are not stored as they were exported.
+    """
 
     sites: tuple[SiteRow, ...]
     packed_bytes: int
     fp32_bytes: int
     quantized: int
     fp32_tensors: tuple[OverflowTensor, ...] = ()
+    caches: tuple[CacheRow, ...] | msgspec.UnsetType = msgspec.UNSET

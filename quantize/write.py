@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ..calibrate.calibrated import Calibrated
 from ..graph.sites import SiteMap
-from ..numerics.scheme import Plan, SitePlan
+from ..numerics.scheme import CachePlan, Plan, SitePlan
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..runtime.families import SPEC_FILE
 from ..workspace.files import encode_json
 from ..workspace.stage import Reporter
 
 if TYPE_CHECKING:
-    from .facts import OverflowTensor, SiteRow
+    from .facts import CacheRow, OverflowTensor, SiteRow
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Hold what was written: the plan with its scales, and what manifests say of its parts."""
+
+    plan: Plan
+    sites: list[SiteRow]
+    wide: list[OverflowTensor]
+    caches: list[CacheRow]
 
 
 def write_quantized(
@@ -27,9 +40,14 @@ def write_quantized(
     folder: Path,
     reporter: Reporter,
     max_memory: int = MAX_MEMORY,
-) -> tuple[Plan, list[SiteRow], list[OverflowTensor]]:
-    """Return the graphs, weights.safetensors and plan.json of a checked plan."""
+    caches: Sequence[CachePlan] = (),
+) -> Written:
+    """Write the graphs, weights.safetensors and plan.json of a checked plan.
+
+    `caches` says how a generator stores keys and values; nothing: as it was exported.
+    """
     from ..calibrate.statistics import load_statistics, require_channels
+    from .kv_cache.apply import quantize_caches, write_spec
     from .overflow import quantize_in_range
     from .qdq.attention import quantize_attention
     from .run import quantize_model
@@ -51,13 +69,19 @@ def write_quantized(
             shared=source.generates,
             max_memory=max_memory,
         )
+        if caches:
+            filled, rows[:] = quantize_caches(written, site_map, caches)
+            plan = msgspec.structs.replace(plan, caches=filled)
         return quantize_attention(written, site_map, plan, results)
 
+    rows: list[CacheRow] = []
     final, results, wide = quantize_in_range(make, written, site_map, entries)
-    if source.generates:
+    if caches:
+        write_spec(source.export, folder, caches)
+    elif source.generates:
         shutil.copyfile(source.export / SPEC_FILE, folder / SPEC_FILE)
     (folder / "plan.json").write_bytes(encode_json(final))
-    return final, results, wide
+    return Written(final, results, wide, rows)
 
 
 def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from ..numerics.scheme import BLOCK_BITS, BLOCKS, Rounding, Smoothing
+from ..numerics.scheme import BLOCK_BITS, BLOCKS, CacheType, Rounding, Smoothing
 from .base import COUNT, Options, require_not_empty
 from .descriptions import Groups, Range, require_in_range, says
 
@@ -37,7 +37,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         ),
         "Scales and ranges": ("smoothing", "shift", "token_wise", "clip_power", "per_tensor"),
         "Rounding of weights": ("tap_sums", "data_aware", "rounding", "bias_correction"),
-        "Attention": ("attention_inputs", "attention", "attention_bits"),
+        "Attention": ("attention_inputs", "attention", "attention_bits", "kv_cache"),
         "Sites": ("exclude", "include"),
         "Target": ("plan_for", "plan_batch", "narrow"),
     }
@@ -138,6 +138,13 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     attention_bits: Annotated[
         int | None,
         says("Bits of these beside int8, in an INT8 kernel. Without it, 8.", Range(2, 8)),
+    ] = None
+    kv_cache: Annotated[
+        CacheType | None,
+        says(
+            "Type in which a generator keeps keys and values between steps; int8 and fp8 with "
+            "static scales from calibration. Without it, that of the export."
+        ),
     ] = None
     per_tensor: Annotated[
         tuple[str, ...],

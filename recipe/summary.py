@@ -22,6 +22,8 @@ def summarize(recipe: Recipe) -> str:
     parts = [formats_of(options)]
     if options.attention != "float":
         parts.append(f"attention in {options.attention.upper()}")
+    if options.kv_cache is not None:
+        parts.append(f"keys and values in {options.kv_cache.upper()}")
     if options.exclude:
         parts.append(f"{', '.join(options.exclude)} in high precision")
     if options.activation_bits != FLOAT_BITS:

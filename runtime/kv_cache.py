@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleError, GenerationError
+from ..workspace.verify import GENERATOR_FILE
 from .sessions.session import DeviceValue, Session
+from .spec import KvType
 
 PAST = re.compile(r"past_(key|value)\.(\d+)")
 CACHE = re.compile(r"(past|present)_(key|value)\.(\d+)")
 PRESENT = "present_"
+KV_SCALES = "arvg_trt.kv_scales"  # key of a step graph's metadata: the sha256 of its scales
+SESSION_TYPES: dict[KvType, str] = {"fp8": "float8e4m3fn"}  # of those that numpy names otherwise
+
+AGAIN = "quantize the model again: its graphs are of several quantizations"
 
 
 class KvCache:
@@ -29,14 +35,21 @@ class KvCache:
         self.length = length
 
     @classmethod
-    def empty(cls, session: Session, nothing: NDArray[np.generic]) -> KvCache:
+    def empty(
+        cls, session: Session, shape: tuple[int, int, int, int], kind: KvType = "float32"
+    ) -> KvCache:
         """Return the cache before the first step, P = 0.
 
-        A first step of fixed shapes has no such inputs. `nothing` is [rows, heads, 0, head_dim] of
-        the cache's type.
+        A first step of fixed shapes has no such inputs. `shape` is [rows, heads, 0, head_dim].
         """
         names = past_names(session.inputs)
-        return cls({name: session.to_device(nothing) for name in names}, len(nothing), 0)
+        if kind in SESSION_TYPES:
+            nothing: NDArray[np.generic] = np.zeros(shape, np.uint8)
+            values = {name: session.to_device(nothing, SESSION_TYPES[kind]) for name in names}
+        else:
+            nothing = np.zeros(shape, kind)
+            values = {name: session.to_device(nothing) for name in names}
+        return cls(values, shape[0], 0)
 
     def feeds(self, rows: int) -> Mapping[str, DeviceValue]:
         """Return the inputs of a step of `rows` rows.
@@ -68,11 +81,17 @@ def past_name(present: str) -> str:
 
 
 def require_caches(
-    session: Session, depth: int, kind: str = "float32", *, first: bool = False
+    session: Session,
+    depth: int,
+    kind: KvType = "float32",
+    *,
+    first: bool = False,
+    scales: str | None = None,
 ) -> None:
     """Raise BundleError unless each of `depth` blocks has a key and a value cache.
 
-    Caches are of type `kind`. A graph that only is the `first` step takes none.
+    Caches are of type `kind`, and stored with the `scales` of this sha256. A graph that only is the
+    `first` step takes none.
     """
     blocks = [f"{kind}.{i}" for kind in ("key", "value") for i in range(depth)]
     wanted = set() if first else {f"past_{name}" for name in blocks}
@@ -84,10 +103,17 @@ def require_caches(
         named = f"lacks {', '.join(absent[:4])}" if absent else f"has caches beyond {depth} blocks"
         raise BundleError(named, where=str(session.path), do="export the model again")
     names = [name for name in (*session.inputs, *session.outputs) if CACHE.fullmatch(name)]
-    odd = [name for name in names if session.types[name] != kind]
+    wanted_type = SESSION_TYPES.get(kind, kind)
+    odd = [name for name in names if session.types[name] != wanted_type]
     if odd:
         raise BundleError(
-            f"{odd[0]} is {session.types[odd[0]]}, not {kind}",
+            f"{odd[0]} is {session.types[odd[0]]}, not {wanted_type}",
             where=str(session.path),
-            do="export the model again",
+            do="export the model again" if scales is None else AGAIN,
+        )
+    if session.metadata.get(KV_SCALES) != scales:
+        raise BundleError(
+            f"stores keys and values with other scales than {GENERATOR_FILE} beside it says",
+            where=str(session.path),
+            do=AGAIN,
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -106,6 +107,9 @@ class CacheSpec(Protocol):
     def kv_type(self) -> KvType: ...
 
     @property
+    def kv_scales(self) -> str | msgspec.UnsetType: ...
+
+    @property
     def static_batch(self) -> int | None: ...
 
     @property
@@ -127,16 +131,23 @@ class CachedSteps:
         """
         fixed = spec.static_batch is not None
         for k, graph in enumerate(graphs):
-            require_caches(graph, spec.depth, spec.kv_type, first=fixed and k == 0)
+            require_caches(
+                graph,
+                spec.depth,
+                spec.kv_type,
+                first=fixed and k == 0,
+                scales=None if spec.kv_scales is msgspec.UNSET else spec.kv_scales,
+            )
             require_vocabulary(graph, spec.vocab_size)
         self._graphs = graphs
-        self._nothing = np.zeros((1, spec.heads, 0, spec.head_dim), spec.kv_type)
+        self._spec = spec
         self.start(1)
 
     def start(self, rows: int) -> None:
         """Start a new batch with an empty cache."""
         self._next = 0
-        self._cache = KvCache.empty(self._graphs[0], np.repeat(self._nothing, rows, axis=0))
+        shape = (rows, self._spec.heads, 0, self._spec.head_dim)
+        self._cache = KvCache.empty(self._graphs[0], shape, self._spec.kv_type)
 
     def to_device(self, array: Array) -> DeviceValue:
         """Return the array as a value in the sessions' memory."""

@@ -8,14 +8,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .spec import TEACHER_FORCED, AxisSizes, Count, KvType, Pixels, Side, require_heads
+from .spec import TEACHER_FORCED, AxisSizes, Count, KvScales, KvType, Pixels, Side, require_heads
 
 
 class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Describe a generator whose tokens are one raster map, made by a step graph.
 
     An image is a map of `side` * `side` tokens. The null class is `num_classes`. `kv_type` is that
-    of the caches.
+    of the caches, `kv_scales` the sha256 of their scales, where the type has any.
     """
 
     schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
@@ -28,6 +28,7 @@ class RasterSpec(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: Count
     image_size: Pixels
     kv_type: KvType = "float32"
+    kv_scales: KvScales | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         require_heads(self.width, self.heads, self.head_dim)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from .recording import Recording
 
-KvType = Literal["float32", "float16"]
+KvType = Literal["float32", "float16", "fp8", "int8"]
+# The sha256 of the scales of stored keys and values; those of one generator are the same.
+KvScales = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 # The limit is above any model's classes, codes and widths; a table of so many rows takes gigabytes.
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # in tokens

@@ -119,8 +119,7 @@ def graph_decode(folder: Path, threads: int, window: Window) -> Callable[[], NDA
         )
         return outputs["logits"].numpy(), cache.after(outputs, n)
 
-    nothing = np.zeros((rows, config.heads, 0, config.head_dim), np.float32)
-    empty = KvCache.empty(step, nothing)
+    empty = KvCache.empty(step, (rows, config.heads, 0, config.head_dim))
     _, start = run(empty, modulations(range(window.past)), window.past)
 
     def decode() -> NDArray[Any]:

@@ -106,7 +106,7 @@ class ShapeSession:
     def metadata(self) -> Mapping[str, str]:
         return {each.key: each.value for each in self._graph.proto.metadata_props}
 
-    def to_device(self, array: Array) -> DeviceValue:
+    def to_device(self, array: Array, kind: str | None = None) -> DeviceValue:
         return Zeros(array)
 
     def run(

@@ -14,6 +14,7 @@ from ...runtime.spec import (
     AxisSizes,
     Count,
     Defaults,
+    KvScales,
     KvType,
     Pixels,
     Side,
@@ -27,7 +28,8 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
 
     `patch_nums` are the sides of the token maps, coarse to fine; the latent is [latent_channels,
     latent_size, latent_size]. The null class is `num_classes`. With a `static_batch` the graphs
-    have fixed shapes for so many images, and a step graph a scale. `kv_type` is that of the caches.
+    have fixed shapes for so many images, and a step graph a scale. `kv_type` is that of the caches,
+    `kv_scales` the sha256 of their scales, where the type has any.
     """
 
     schema: Literal["arvg-trt/generator/v1"] = "arvg-trt/generator/v1"
@@ -44,6 +46,7 @@ class VarSpec(msgspec.Struct, frozen=True, kw_only=True, tag_field="family", tag
     defaults: Defaults
     static_batch: Count | None = None
     kv_type: KvType = "float32"
+    kv_scales: KvScales | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         require_heads(self.width, self.heads, self.head_dim)

@@ -95,7 +95,8 @@ def quantize_attention(
         site_row(by_name[r.name], filled[r.name], None, quality[r.name]) if r.name in filled else r
         for r in results
     ]
-    return Plan(sites=tuple(filled.get(e.name, e) for e in plan.sites)), told
+    every = tuple(filled.get(entry.name, entry) for entry in plan.sites)
+    return msgspec.structs.replace(plan, sites=every), told
 
 
 def operands_of(graph: ir.Graph, site: Site, entries: Mapping[str, SitePlan]) -> list[Operand]:

@@ -244,7 +244,7 @@ class Search:
         plan = whole_plan(self.plan, self.items, forms)
         entries = check_plan(plan, self.source.planned)
         made = write_quantized(self.source, entries, self.options, self.scratch, self.reporter)
-        return made[0]
+        return made.plan
 
     def packed_bytes(self) -> int:
         return (self.scratch / "weights.safetensors").stat().st_size

@@ -38,6 +38,7 @@ MEMORY_SIGNS = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out
 
 
 HOST = ("cpu", 0)
+EMPTY_KINDS = {"float8e4m3fn": 17}  # onnx.TensorProto's number of a type that numpy has not
 
 
 class OnnxRuntimeSession:
@@ -148,10 +149,11 @@ class OnnxRuntimeSession:
             raise self._failure(error, feeds) from error
         return dict(zip(names, values, strict=True))
 
-    def to_device(self, array: Array) -> DeviceValue:
+    def to_device(self, array: Array, kind: str | None = None) -> DeviceValue:
         """Return the array in the session's memory; on the CPU without a copy.
 
-        ONNX Runtime copies into a GPU's memory through its own CUDA provider, whichever provider
+        With a `kind` of `EMPTY_KINDS`, which numpy has not, an empty array of that type. ONNX
+        Runtime copies into a GPU's memory through its own CUDA provider, whichever provider
         the session has.
 
         Raises:
@@ -159,8 +161,12 @@ class OnnxRuntimeSession:
             OutOfMemory: the array does not fit.
         """
         try:
-            value: DeviceValue = ort.OrtValue.ortvalue_from_numpy(
-                np.ascontiguousarray(array), *self._place
+            value: DeviceValue = (
+                ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._place)
+                if kind is None
+                else ort.OrtValue.ortvalue_from_shape_and_type(
+                    array.shape, EMPTY_KINDS[kind], *self._place
+                )
             )
         except RuntimeError as error:
             if is_memory_failure(error):

@@ -139,8 +139,18 @@ class OpenVinoSession:
         arrays = {name: np.array(made[name].numpy()) for name in names}
         return arrays
 
-    def to_device(self, array: Array) -> DeviceValue:
-        """Return the array as a tensor that shares its memory."""
+    def to_device(self, array: Array, kind: str | None = None) -> DeviceValue:
+        """Return the array as a tensor that shares its memory.
+
+        Raises:
+            BundleError: it is to be of a type that numpy has not.
+        """
+        if kind is not None:
+            raise BundleError(
+                f"OpenVINO keeps no {kind} from step to step",
+                where=str(self.path),
+                do="quantize with --kv-cache int8, or build for onnxruntime",
+            )
         return SharedArray(np.ascontiguousarray(array).reshape(np.shape(array)))
 
     def run_on_device(

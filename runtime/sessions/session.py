@@ -70,8 +70,11 @@ class Session(Protocol):
             OutOfMemory: they do not fit.
         """
 
-    def to_device(self, array: Array) -> DeviceValue:
-        """Return the array in the session's memory; on the CPU without a copy."""
+    def to_device(self, array: Array, kind: str | None = None) -> DeviceValue:
+        """Return the array in the session's memory; on the CPU without a copy.
+
+        With a `kind`, by ONNX's name of a type that numpy has not, an empty array of that type.
+        """
 
     def run_on_device(
         self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()
@@ -115,8 +118,8 @@ class SessionObserver:
     ) -> dict[str, Array]:
         return self._observed.run(feeds, outputs)
 
-    def to_device(self, array: Array) -> DeviceValue:
-        return self._observed.to_device(array)
+    def to_device(self, array: Array, kind: str | None = None) -> DeviceValue:
+        return self._observed.to_device(array, kind)
 
     def run_on_device(
         self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()

@@ -89,8 +89,8 @@ def stepped_logits(source: TinyGenerator, folder: Path) -> NDArray[np.float32]:
     step = reference_session(folder / "step.onnx")
     condition = reference_session(folder / "condition.onnx")
     config = RAR if source.family == "rar" else VAR
-    nothing = np.zeros((len(labels), config.heads, 0, config.head_dim), np.float32)
-    cache = {name: nothing for name in step.inputs if name.startswith("past_")}
+    nothing = np.zeros((len(labels), config.heads, 0, config.head_dim))
+    cache = {n: nothing.astype(step.types[n]) for n in step.inputs if n.startswith("past_")}
     inputs = rar_inputs(feeds) if source.family == "rar" else var_inputs(feeds, source)
     found = []
     for a, b in zip(source.bounds, source.bounds[1:], strict=False):

@@ -46,9 +46,9 @@ class CheckedSession(SessionObserver):
         super().__init__(session)
         self._copies = copies
 
-    def to_device(self, array: Array) -> DeviceValue:
+    def to_device(self, array: Array, kind: str | None = None) -> DeviceValue:
         self._copies["to device: by name of its own"] += 1
-        return CheckedValue(super().to_device(array), "put", self._copies)
+        return CheckedValue(super().to_device(array, kind), "put", self._copies)
 
     def run_on_device(
         self, feeds: Mapping[str, Array | DeviceValue], host: Collection[str] = ()

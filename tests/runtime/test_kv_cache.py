@@ -20,7 +20,7 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 
 def empty(step: Session, rows: int) -> KvCache:
-    return KvCache.empty(step, np.zeros((rows, HEADS, 0, HEAD_DIM), np.float32))
+    return KvCache.empty(step, (rows, HEADS, 0, HEAD_DIM))
 
 
 def feeds(rows: int, n: int, first: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -28,10 +28,11 @@ from ...samples.sources import held_out_images
 from ...workspace.facts import Exported, facts
 from ...workspace.files import decode_json
 from ...workspace.manifest import MANIFEST, Manifest
+from ..generation_memory import GenerationMemory, generation_memory
 from ..metrics.latency import ratio, timed_parts
 from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import Pair, open_pairs
-from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
+from ..report.schema import ENGINE, FP32, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import open_features
 from .generated_images import Batch, Features, Images, measure_generated_images
 from .generator_accuracy import GeneratorAccuracy
@@ -151,6 +152,7 @@ class GeneratorMeasurement:
         return Measurements(
             generation=generation,
             latency=self._latency(generators.get(ENGINE), device),
+            memory=self._memory(folders, generators, device),
             pictures=kept,
             picture_names=names,
             sampling=self.sampling,
@@ -184,6 +186,19 @@ class GeneratorMeasurement:
                 tokens=len(labels) * self._spec.length if part in ("total", "tokens") else None,
             )
             for part, times in found.items()
+        }
+
+    def _memory(
+        self, folders: Folders, generators: Mapping[str, Generator], device: str
+    ) -> dict[str, GenerationMemory]:
+        """Measure FP32 and the headline candidate, a batch each, where times are measured too."""
+        headline = next((name for name in (ENGINE, QDQ) if name in generators), None)
+        if headline is None or not self.options.rounds or device != "cpu":
+            return {}
+        labels = self.generated.labels[: self.options.batch_size]
+        return {
+            name: generation_memory(folder, labels, self.options.threads)
+            for name, folder in ((FP32, self.export), (headline, folders[headline]))
         }
 
     def _reference(self, folder: Path) -> Generator:

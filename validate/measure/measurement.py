@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ...recipe.validate import ValidateOptions
 from ...samples.base import SampleSource
+from ..generation_memory import GenerationMemory
 from ..metrics.latency import interleaved, ratio
 from ..metrics.outputs import OutputAccuracy
 from ..report.schema import ENGINE, LatencyRow, Part
@@ -24,8 +25,9 @@ class Measurements:
     """Parts of a report by candidate; which ones depends on the kind of model.
 
     `accuracy` is of an image tokenizer, `outputs` of a user's own graphs, `generation` of a
-    generator, with the names and classes of the images that it generated and how. `fallbacks` say
-    what of the engine ran on the CPU instead of the GPU.
+    generator, with the names and classes of the images that it generated and how, and the `memory`
+    that FP32 and the headline take meanwhile. `fallbacks` say what of the engine ran on the CPU
+    instead of the GPU.
     """
 
     accuracy: dict[str, CandidateAccuracy] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class Measurements:
     sampling: dict[str, float] = field(default_factory=dict)
     classes: tuple[int, ...] = ()
     fallbacks: tuple[str, ...] = ()
+    memory: dict[str, GenerationMemory] = field(default_factory=dict)
 
 
 class Measurement(Protocol):

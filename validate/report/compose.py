@@ -101,6 +101,8 @@ def compose_report(
         environment=Environment(
             system=platform.system(), machine=platform.machine(), processors=os.cpu_count() or 1
         ),
+        caches=quantized.caches or (),
+        memory=measured.memory,
     )
     return msgspec.structs.replace(report, figures=figures(report))
 

@@ -13,6 +13,7 @@ from ..formats import (
     SSIM,
     TOKENS,
     Format,
+    size,
 )
 from ..measure.generator_accuracy import GeneratedImageAccuracy, GeneratorAccuracy
 from ..metrics.image import decibels
@@ -20,7 +21,7 @@ from ..metrics.logits import perplexity
 from .cells import CANDIDATES, SHORT
 from .interval_tables import column_title, headline_interval
 from .page import KeyFigure, Table
-from .schema import LatencyRow, Report, metrics
+from .schema import FP32, LatencyRow, Report, metrics
 
 ROWS: tuple[tuple[str, str, Format], ...] = (
     ("Divergence of the logits, KL a token", "kl", NATS),
@@ -169,6 +170,43 @@ def rates(report: Report) -> Table:
             ("Images a second", *per_second(total, total.batch)),
         ]
     return Table(title="Rates", header=("What", "FP32", "Engine"), rows=tuple(rows))
+
+
+def memory_table(report: Report) -> Table:
+    """Return what an image takes in memory while a batch is made, beside weights."""
+    names = {FP32: "FP32", **CANDIDATES}
+    shown = {key: report.memory[key] for key in names if key in report.memory}
+    first = next(iter(shown.values()), None)
+    rows = [("Keys and values of all tokens", *(size(found.cache) for found in shown.values()))]
+    if any(found.peak is not None for found in shown.values()):
+        peaks = ("" if f.peak is None else size(f.peak) for f in shown.values())
+        rows.append(("Peak above the opened graphs", *peaks))
+    return Table(
+        title="Memory an image",
+        header=("What", *(names[key] for key in shown)),
+        rows=tuple(rows) if shown else (),
+        caption=f"In a batch of {first.images if first else 0}, on the CPU, each in a process of "
+        "its own.",
+    )
+
+
+def cache_table(report: Report) -> Table:
+    """Return how each attention stores keys and values."""
+    return Table(
+        title="Stored keys and values",
+        header=("Attention", "Type", "Keys", "Values", "SQNR of keys", "SQNR of values"),
+        rows=tuple(
+            (
+                row.name,
+                row.type,
+                *((kind or "").replace("_", " ") for kind in (row.keys, row.values)),
+                *("" if db is None else DB(db) for db in (row.key_sqnr_db, row.value_sqnr_db)),
+            )
+            for row in report.caches
+        ),
+        caption="Rounding alone, on samples that scales were not fitted to.",
+        folded=True,
+    )
 
 
 def per_second(row: LatencyRow, count: int) -> tuple[str, str]:

@@ -9,8 +9,9 @@ import msgspec
 
 from ...engines.facts import EngineRow
 from ...errors import WorkspaceError
-from ...quantize.facts import SiteRow
+from ...quantize.facts import CacheRow, SiteRow
 from ..download import SIZE_NOTE, Download
+from ..generation_memory import GenerationMemory
 from ..intervals.figure import Figure
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
 from ..measure.second_opinion import SecondOpinion
@@ -107,8 +108,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     So are ``outputs``, which custom graphs have in its place, and a generator's ``generation``.
     ``ran`` says by engine folder which device and provider executed it, ``fallbacks`` what of it
-    ran on the CPU instead. ``figures`` has each metric with its interval, by candidate and name.
-    ``options`` are those of each stage, ``recipe`` the one that `run` followed, if it is this one.
+    ran on the CPU instead. ``memory`` is by candidate, of FP32 too. ``figures`` has each metric
+    with its interval, by candidate and name. ``options`` are those of each stage, ``recipe`` the
+    one that `run` followed, if it is this one.
     """
 
     schema: Literal["arvg-trt/report/v2"] = "arvg-trt/report/v2"
@@ -127,6 +129,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ran: dict[str, str] = {}
     fallbacks: tuple[str, ...] = ()
     sites: tuple[SiteRow, ...] = ()
+    caches: tuple[CacheRow, ...] = ()
+    memory: dict[str, GenerationMemory] = {}
     second_opinions: tuple[SecondOpinion, ...] = ()
     gates: tuple[GateResult, ...] = ()
     figures: dict[str, Figure] = {}

@@ -10,7 +10,7 @@ from ..quality.tables import QUALITY_ROWS, codebook_table, quality_caption, qual
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
 from .gates import GateResult, Verdict, metric_of
-from .generation_tables import generator_tables, rates
+from .generation_tables import cache_table, generator_tables, memory_table, rates
 from .interval_tables import TITLE, column_title, headline_interval, interval_table
 from .page import Badge, Level, Table
 from .schema import ENGINE, FP32, HALF_PRECISION, QDQ, Report, Sizes, metrics
@@ -30,11 +30,13 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         *generator_tables(report),
         _latency(report),
         rates(report),
+        memory_table(report),
         _sizes(report),
         *engine_tables(report),
         _images(report),
         interval_table(report),
         site_table(report),
+        cache_table(report),
     )
     return tuple(table for table in tables if table.rows)
 
