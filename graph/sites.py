@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -141,6 +141,20 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Return the site map with the sites of calibrated graphs alone, which a plan covers."""
         sites = tuple(site for site in self.sites if site.graph in self.graphs)
         return msgspec.structs.replace(self, sites=sites)
+
+
+def split_graphs(site_map: SiteMap, shared: Collection[str]) -> tuple[SiteMap, SiteMap]:
+    """Split a generator's map: the `shared` graphs are calibrated, or its tokenizer's alone.
+
+    The first keeps the sites of all other graphs, which take over scales; the second has its own.
+    """
+    own = tuple(graph for graph in site_map.graphs if graph in shared)
+    apart = tuple(graph for graph in site_map.graphs if graph not in shared)
+    rest = tuple(site for site in site_map.sites if site.graph not in apart)
+    return (
+        msgspec.structs.replace(site_map, graphs=own, sites=rest),
+        msgspec.structs.replace(site_map, graphs=apart).calibrated,
+    )
 
 
 def by_input(sites: Sequence[Site]) -> dict[str, list[Site]]:

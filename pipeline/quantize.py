@@ -12,7 +12,7 @@ from ..errors import RecipeError
 from ..numerics.scheme import Plan, SitePlan
 from ..quantize.facts import QuantizationFacts
 from ..quantize.overflow import unplanned_overflow_tensors
-from ..quantize.write import float_bytes, write_quantized
+from ..quantize.write import changed_graphs, float_bytes, write_quantized
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..workspace.facts import FP16, kind_of
 from ..workspace.files import decode_json, sha256_file
@@ -60,7 +60,7 @@ def prepare_quantization(
     source = Calibrated.open(workspace)
     require_halves_of_tokenizer(options, source.exported)
     if plan_file is None:
-        plan = make_plan(source.planned, options)
+        plan = make_plan(source.planned, options, decoder=source.decoder)
     else:
         plan = decode_json(
             plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
@@ -68,6 +68,8 @@ def prepare_quantization(
     entries = check_plan(plan, source.planned)
     if not source.generates:
         require_float_attention(options, entries)
+    of_decoder = {site.name: entries[site.name] for site in source.split[1].sites}
+    require_float_attention(QuantizeOptions(), of_decoder)
     wanted = Manifest(
         stage="quantize",
         inputs=source.digests | ({"plan": sha256_file(plan_file)} if plan_file else {}),
@@ -77,12 +79,13 @@ def prepare_quantization(
 
     def work(folder: Path) -> QuantizationFacts:
         _, results, wide = write_quantized(source, entries, options, folder, reporter, max_memory)
+        changed = changed_graphs(source, entries)
         if source.generates:
-            wide += unplanned_overflow_tensors(source, reporter)
+            wide += unplanned_overflow_tensors(source, changed, reporter)
         return QuantizationFacts(
             sites=tuple(results),
             packed_bytes=(folder / "weights.safetensors").stat().st_size,
-            fp32_bytes=float_bytes(source.export, source.site_map, source.generates),
+            fp32_bytes=float_bytes(source.export, changed, source.generates),
             quantized=sum(r.weight_sqnr_db is not None for r in results),
             fp32_tensors=tuple(wide),
         )
@@ -95,8 +98,10 @@ def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) ->
 
     A graph of one's own that is called so is none.
     """
-    given = next((n for n in HALVES if getattr(options, n) != getattr(QuantizeOptions(), n)), None)
-    if given is not None and options.weight_bits is None and kind_of(exported) != "tokenizer":
+    kind = kind_of(exported)
+    of_kind = HALVES[:1] if kind == "generator" else HALVES  # its decoder has bits of its own
+    given = next((n for n in of_kind if getattr(options, n) != getattr(QuantizeOptions(), n)), None)
+    if given is not None and options.weight_bits is None and kind != "tokenizer":
         raise RecipeError(
             "is of an image tokenizer's half, and this is none",
             where=given,
@@ -105,7 +110,7 @@ def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) ->
 
 
 def require_float_attention(options: QuantizeOptions, entries: Mapping[str, SitePlan]) -> None:
-    """Raises RecipeError for formats of attention products, which only generators get."""
+    """Raises RecipeError for formats of attention, which transformers of generators have."""
     planned = [entry.name for entry in entries.values() if entry.other is not None]
     if planned or options.attention != "float":
         raise RecipeError(

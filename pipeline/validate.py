@@ -130,11 +130,13 @@ def require_gates(report: Report, result: StageResult) -> None:
     """Raises AccuracyError for gates that failed; it says where the report lies."""
     if report.passed is not False:
         return
+    from ..validate.report.gates import advice
+
     failed = [gate for gate in report.gates if not gate.passed]
     error = AccuracyError(
         "; ".join(f"gate {gate.expression} failed ({gate.reason})" for gate in failed),
         where=str(result.folder / "report.html"),
-        do="open the report, then change the recipe or the gate",
+        do=advice(failed, report.sites),
     )
     error.stages = (result,)
     raise error

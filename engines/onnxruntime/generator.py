@@ -23,13 +23,15 @@ from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS, TEACHER_FORCED, Generator
 from ...runtime.sessions.open import SLOW_OPTIMIZERS, open_session, reference_session
 from ...runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
-from ...samples.files import graph_of, load_sample, sample_files
+from ...runtime.spec import DECODER
+from ...samples.files import DECODER_SAMPLES, graph_of, load_sample, sample_files
 from ..facts import EngineRow
 from .build import (
     CHECK_SAMPLES,
     CHECKING,
     REWRITING,
     Progress,
+    build_engine,
     check_engine,
     engine_row,
     output_ranges,
@@ -49,7 +51,8 @@ def build_generator_engine(
 ) -> list[EngineRow]:
     """Rewrite the graphs of `source` into `output`, with `generator.json`, and check them.
 
-    A row's bytes are what its graph adds to the folder: shared weights count once.
+    A row's bytes are what its graph adds to the folder: shared weights count once. A quantized
+    image decoder is built as an image tokenizer's is, and shares nothing.
 
     Raises:
         BuildError: the engine is further from its Q/DQ graphs than rounding explains.
@@ -57,8 +60,12 @@ def build_generator_engine(
     found = {path.stem for path in source.glob("*.onnx")}
     # The graph of all positions does not generate: it is what accuracy is measured with.
     graphs = sorted(found - set(OTHER_GRAPHS) | found & {TEACHER_FORCED})
-    ranges = output_ranges(statistics)
+    ranges, decoded = output_ranges(statistics), samples.with_name(DECODER_SAMPLES)
+    apart = [DECODER] if is_quantized(source / f"{DECODER}.onnx") and decoded.is_dir() else []
+    graphs = [graph for graph in graphs if graph not in apart]
     rows, steps = [], len(graphs) + 2
+    if apart:
+        rows += build_engine(source, export, decoded, statistics, output, apart, progress=progress)
     with SharedWeights(output) as weights:
         for k, graph in enumerate(graphs):
             progress(REWRITING, k, steps)
@@ -79,6 +86,11 @@ def build_generator_engine(
     check_loop(source, output)
     progress(CHECKING, steps, steps)
     return rows
+
+
+def is_quantized(path: Path) -> bool:
+    """Return whether a graph has rounded weights or inputs."""
+    return any(node.op_type == "DequantizeLinear" for node in read_graph(path).graph)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -32,6 +32,9 @@ class Features:
     extract: Callable[[Images], NDArray[Any]]
 
 
+Decode = Callable[[NDArray[Any]], Images]  # tokens or latents of a batch -> its images
+
+
 class _Accumulator:
     """Collect numbers and features of one candidate's images, never the images."""
 
@@ -43,6 +46,7 @@ class _Accumulator:
         self.tokens = 0
         self.length = 0
         self.latent = SignalAndNoise()
+        self.decoded: list[float] = []
         self.features: dict[str, list[NDArray[Any]]] = {n.key: [] for n in networks}
 
     def add(self, fp32: Batch, own: Batch) -> None:
@@ -69,6 +73,7 @@ class _Accumulator:
             latent_sqnr_db=None if discrete else none_if_infinite(self.latent.decibels()),
             psnr_vs_fp32=Summary.of(self.psnr),
             ssim_vs_fp32=Summary.of(self.ssim) if self.ssim else None,
+            decoder_psnr=Summary.of(self.decoded) if self.decoded else None,
             frechet=frechet,
         )
 
@@ -82,12 +87,14 @@ def measure_generated_images(
     others: Iterable[Images],
     keep: int,
     progress: Callable[[int], None],
+    decoders: Mapping[str, Decode] | None = None,
 ) -> tuple[dict[str, GeneratedImageAccuracy], list[ComparedImage]]:
     """Compare batches of images with FP32's, one batch in memory at a time.
 
-    Candidates come in the same batches as FP32. `names` are those of the images. `others` are as
-    many FP32 images of other seeds, and are read only if there are `networks`. The first `keep`
-    images are returned. `progress` is called with the number of images done.
+    Candidates come in the same batches as FP32; their `decoders` also get FP32's tokens. `names`
+    are those of the images. `others` are as many FP32 images of other seeds, and are read only if
+    there are `networks`. The first `keep` images are returned. `progress` is called with the number
+    of images done.
 
     Raises:
         AccuracyError: images or tokens of another shape than FP32's, features that are not finite.
@@ -101,6 +108,9 @@ def measure_generated_images(
         for name, own in zip(candidates, made, strict=True):
             require_alike(name, names[done], wanted, own)
             accumulators[name].add(wanted, own)
+            if decoders and name in decoders:
+                decoded = decoders[name](wanted[1])
+                accumulators[name].decoded += map(psnr, wanted[0], decoded)
             collect(accumulators[name], networks, own[0])
         for k in range(min(len(wanted[0]), keep - len(shown_images))):
             shown = {name: own[0][k] for name, own in zip(candidates, made, strict=True)}

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 from ...errors import RecipeError, nearest
+from ...quantize.facts import SiteRow
+from ...runtime.spec import DECODER
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -19,6 +21,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+RAISED = 3  # sites that the advice on an image decoder names
 _EXPRESSION = re.compile(
     r"\s*(?P<metric>[A-Za-z_][\w.]*)\s*(?P<operator><=|>=|==|<|>)\s*(?P<threshold>\S+)\s*",
     re.ASCII,
@@ -82,6 +85,22 @@ def metric_of(expression: str) -> str:
 def evaluate(gates: Iterable[Gate], metrics: Mapping[str, float | None]) -> list[GateResult]:
     """Check each gate; a metric that was not measured fails its gate, with that as the reason."""
     return [_evaluate(gate, metrics.get(gate.metric)) for gate in gates]
+
+
+def advice(failed: Iterable[GateResult], sites: Iterable[SiteRow]) -> str:
+    """Return what to do about failed gates; of an image decoder's, which sites to raise first."""
+    if not any(metric_of(gate.expression).startswith("decoder_psnr") for gate in failed):
+        return "open the report, then change the recipe or the gate"
+    noise = {
+        site.name: min(known)
+        for site in sites
+        if site.graph == DECODER
+        and (known := [v for v in (site.weight_sqnr_db, site.activation_sqnr_db) if v is not None])
+    }
+    worst = sorted(noise, key=lambda name: noise[name])[:RAISED]
+    named = ", ".join(f"{name} ({noise[name]:.1f} dB)" for name in worst)
+    more = f"exclude those that are rounded most coarsely, {named}; or set " if worst else "set "
+    return f"{more}decoder_bits = 32, or change the gate"
 
 
 def _evaluate(gate: Gate, value: float | None) -> GateResult:

@@ -39,6 +39,8 @@ IMAGE_ROWS: tuple[tuple[str, str, Format], ...] = (
     ("PSNR to FP32's image, mean", "psnr_vs_fp32", DB),
     ("PSNR to FP32's image, worst", "psnr_vs_fp32_min", DB),
     ("SSIM to FP32's image, mean", "ssim_vs_fp32", SSIM),
+    ("PSNR of the decoder alone, FP32's tokens, mean", "decoder_psnr", DB),
+    ("PSNR of the decoder alone, FP32's tokens, worst", "decoder_psnr_min", DB),
 )
 
 
