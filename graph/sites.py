@@ -11,9 +11,11 @@ import msgspec
 from ..numerics.scheme import Name, require_unique
 from ..workspace.files import decode_json
 
-# Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
-# is searched among. No plan quantizes them, and they stay in float32.
-CONSTANT_ROLES = ("patcher", "codes")
+# Roles of products that no plan quantizes, and that stay in float32: Haar filters and the resizes
+# between scales are no weights, and the others decide codes, or look them up: the codes that a
+# nearest one is searched among, and the convolutions (phi) that refine those of a scale.
+EXACT_ROLES = ("codes", "phi", "resize")
+CONSTANT_ROLES = ("patcher", *EXACT_ROLES)
 # Products of two activations: of queries and keys, of the softmax and values.
 PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
 NO_WEIGHT = "-"  # the format of such a product's weight, as reports say it

@@ -13,7 +13,7 @@ from ..errors import RecipeError, nearest
 from ..graph.linears import site_weight
 from ..graph.sites import PRODUCT_ROLES, Site, SiteMap, may_be_planned
 from ..numerics.scheme import BLOCK_BITS, ActivationFormat, Plan, SitePlan, WeightFormat
-from ..recipe.quantize import FLOAT_BITS, LOG_METHODS, QuantizeOptions
+from ..recipe.quantize import FLOAT_BITS, LOG_METHODS, USUAL_BITS, QuantizeOptions
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
 # for one hundredth of its multiplications.
@@ -25,7 +25,6 @@ ACTIVATION_GRIDS: dict[str, Literal["uniform", "fp8"]] = {
     "log2": "fp8",
 }
 HALVES = ("encoder", "decoder")  # of a tokenizer
-USUAL_BITS = 8
 BROKEN = "INT8 breaks the engine's fused attention into two GEMMs and a softmax between them"
 BLOCK_REASON = "blocks of 4 bits are for linears: engines expand a convolution's on every run"
 MODULATION_REASON = "its input stays in high precision: all rows are scaled by what it makes"

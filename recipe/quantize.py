@@ -11,6 +11,7 @@ from .descriptions import Groups, Range, require_in_range, says
 
 MAX_MEMORY = 2 * 2**30  # bytes of Hessians at a time
 FLOAT_BITS = 32
+USUAL_BITS = 8
 BITS = Range(2, 8, besides=(FLOAT_BITS,))
 QuantizeMethod = Literal[
     "per_tensor", "log_quantization", "per_channel", "per_channel_log", "blockwise", "fp8"

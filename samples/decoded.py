@@ -14,9 +14,9 @@ from ..runtime.sessions.open import fast_session, has_graph
 from ..runtime.spec import DECODER, GeneratorSpec
 from .files import Array
 
-# Images whose tokens a calibration keeps for the decoder. The engine rounds what convolutions give to
-# the ranges seen: of var-mini, calibrated on 16, 32 and 64 images, the worst of 20 others has 28, 41
-# and 43 dB, and the Q/DQ graph's 39, 45 and 47.
+# Images whose tokens a calibration keeps for the decoder. The engine rounds outputs of convolutions
+# to the ranges seen: of var-mini, calibrated on 16, 32 and 64 images, the worst of 20 others has
+# 28, 41 and 43 dB, and the Q/DQ graph's 39, 45 and 47.
 DECODED = 32
 MakeFeeds = Callable[[NDArray[Any]], dict[str, Array]]
 

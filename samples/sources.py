@@ -248,7 +248,12 @@ def tokenizer_images(options: CalibrateOptions | ValidateOptions) -> ImageSource
 
 def require_stride(model: Exported, size: int) -> None:
     """Raises CalibrationError for a size that the tokenizer does not take."""
-    stride = tokenizer_of(model.manifest).stride
+    tokenizer = tokenizer_of(model.manifest)
+    stride, only = tokenizer.stride, tokenizer.image_size
+    if only not in (None, size):
+        raise CalibrationError(
+            f"sample size {size} is not the {only} of this tokenizer's images", do=f"--size {only}"
+        )
     if size % stride:
         raise CalibrationError(
             f"sample size {size} is not a multiple of the stride {stride}",

@@ -78,12 +78,8 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
         """Compute those of the autoencoder on photographs, and of the transformers on one."""
         import torch
 
-        from .parity import (
-            check_autoencoder_parity,
-            check_mar_parity,
-            compute_autoencoder_references,
-            compute_mar_references,
-        )
+        from ..kl_vae.parity import compute_autoencoder_references
+        from .parity import check_autoencoder_parity, check_mar_parity, compute_mar_references
 
         config = model.config
         images = job.pictures(config.side * tokenizer.config.stride)

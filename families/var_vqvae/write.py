@@ -18,10 +18,12 @@ from .graphs import (
     VarDecoderGraph,
     VarEncoderGraph,
     VarLookupGraph,
+    VarTokensGraph,
     VarUpdateGraph,
     decoder_excluded,
     encoder_excluded,
     lookup_excluded,
+    tokens_excluded,
     update_excluded,
 )
 from .model import VarVqvae
@@ -42,16 +44,9 @@ def export_var_tokenizer(
     method takes. `form` is that of the graphs that generate: the encoder and the lookup have a
     dynamic batch in any.
     """
-    quantizer, config = model.quantize, model.config
+    quantizer = model.quantize
     sites: tuple[Site, ...] = ()
-    codec = properties | {
-        "arvg_trt.stride": str(config.image_size // config.latent_size),
-        "arvg_trt.image_size": str(config.image_size),
-        "arvg_trt.codebook_size": str(config.vocab_size),
-        "arvg_trt.latent_channels": str(config.latent_channels),
-        "arvg_trt.tokens": str(sum(config.lengths)),
-        "arvg_trt.image_range": "-1,1",
-    }
+    codec = codec_properties(model, properties)
     if form.static_batch:
         codec["arvg_trt.batch"] = str(form.static_batch)
     for name, graph, excluded in (
@@ -68,6 +63,34 @@ def export_var_tokenizer(
     return sites
 
 
+def export_var_vqvae(
+    model: VarVqvae, weights: WeightFile, properties: dict[str, str]
+) -> tuple[Site, ...]:
+    """Write encoder and decoder of the tokenizer alone through `weights`; return their sites."""
+    quantizer = model.quantize
+    sites: tuple[Site, ...] = ()
+    for name, graph, excluded in (
+        ("encoder", encoder_graph(model), encoder_excluded(quantizer)),
+        ("decoder", tokens_graph(model), tokens_excluded(quantizer)),
+    ):
+        sites += sites_by_name(graph, name, excluded)
+        weights.save(graph, name, codec_properties(model, properties))
+    return sites
+
+
+def codec_properties(model: VarVqvae, properties: dict[str, str]) -> dict[str, str]:
+    """Return what encoder and decoder say of themselves."""
+    config = model.config
+    return properties | {
+        "arvg_trt.stride": str(config.image_size // config.latent_size),
+        "arvg_trt.image_size": str(config.image_size),
+        "arvg_trt.codebook_size": str(config.vocab_size),
+        "arvg_trt.latent_channels": str(config.latent_channels),
+        "arvg_trt.tokens": str(sum(config.lengths)),
+        "arvg_trt.image_range": "-1,1",
+    }
+
+
 def encoder_graph(model: VarVqvae) -> ir.Model:
     size = model.config.image_size
     image = torch.zeros(EXAMPLES, 3, size, size)
@@ -79,6 +102,11 @@ def decoder_graph(model: VarVqvae, form: ExportShape = DYNAMIC) -> ir.Model:
     latent = torch.zeros(form.static_batch or EXAMPLES, *model.config.latent_shape)
     dynamic = None if form.static_batch else ({0: Dim("batch")},)
     return trace(VarDecoderGraph(model), (latent,), dynamic, ["latent"], ["image"])
+
+
+def tokens_graph(model: VarVqvae) -> ir.Model:
+    indices = torch.zeros(EXAMPLES, sum(model.config.lengths), dtype=torch.int32)
+    return trace(VarTokensGraph(model), (indices,), ({0: Dim("batch")},), ["indices"], ["image"])
 
 
 def lookup_graph(model: VarVqvae) -> ir.Model:
