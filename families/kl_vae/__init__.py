@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..base import Family, Variant
+from ..base import Family
+from .variants import VARIANTS
 
-FILES = (("kl16.ckpt",), ("vae.safetensors",))
 FAMILY = Family(
     name="kl_vae",
-    unsized=Variant("kl-16", "kl_vae", 0, None, FILES),
+    variants=VARIANTS,
     exporter="arvg_trt.families.kl_vae.export:KlVaeExporter",
 )

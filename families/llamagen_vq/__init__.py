@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..base import Family, Variant
+from ..base import Family
+from .variants import VARIANTS
 
-FILES = (("vq_ds16_c2i.pt",), ("vq_ds8_c2i.pt",), ("tokenizer.safetensors",))
 FAMILY = Family(
     name="llamagen_vq",
-    unsized=Variant("llamagen-vq", "llamagen_vq", 0, None, FILES),
+    variants=VARIANTS,
     exporter="arvg_trt.families.llamagen_vq.export:LlamagenVqExporter",
 )

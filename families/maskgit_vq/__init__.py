@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..base import Family, Variant
+from ..base import Family
+from .variants import VARIANTS
 
-FILES = (("maskgit-vqgan-imagenet-f16-256.bin",), ("tokenizer.safetensors",))
 FAMILY = Family(
     name="maskgit_vq",
-    unsized=Variant("maskgit-vq", "maskgit_vq", 0, None, FILES),
+    variants=VARIANTS,
     exporter="arvg_trt.families.maskgit_vq.export:MaskgitVqExporter",
 )

@@ -7,8 +7,10 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
+from ...errors import ExportError
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
+from ...runtime.families import built_in_families
 from ...workspace.facts import TokenizerFacts
 from ...workspace.files import encode_json
 from ..base import Exporter
@@ -63,7 +65,11 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
         from .vq_parity import check_vq_parity
 
         job.progress("reading the checkpoint", 0)
-        model = self.load(job, split_parts(job.read())[1])
+        tensors = split_parts(job.read())[1]
+        try:
+            model = self.load(job, tensors)
+        except ExportError as error:
+            raise refusal(job, tensors, error) from error.__cause__
         facts = self.facts(model)
         parameters = sum(p.numel() for p in model.parameters())
         job.progress("exporting", 1)
@@ -84,6 +90,30 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
             parity=Parity(encoder=tokens if facts.discrete else None, graphs=differences),
             parity_images=job.image_names,
         )
+
+
+def refusal(job: ExportJob, tensors: dict[str, Tensor], error: ExportError) -> ExportError:
+    """Return what to say of a checkpoint that was refused: which other one it is, if known."""
+    name = other_tokenizer(job, tensors)
+    if name is None:
+        return error
+    what = f"is no {job.entry.name}, but a {name}"
+    return ExportError(what, where=job.spec, do=f"export it as {name}")
+
+
+def other_tokenizer(job: ExportJob, tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the tokenizer of another family that these are the tensors of, if any."""
+    for family in built_in_families():
+        if family.generates or family.source != "checkpoint" or family.name == job.entry.family:
+            continue
+        exporter = family.load_exporter()
+        if isinstance(exporter, TokenizerExporter):
+            try:
+                exporter.load(job, tensors)
+            except ExportError:
+                continue
+            return family.models[0].name
+    return None
 
 
 def image_side(facts: TokenizerFacts) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..base import Family, Variant
+from ..base import Family
+from .variants import VARIANTS
 
-FILES = (("vae_ch160v4096z32.pth",), ("vae_ch160v4096z32.safetensors",), ("vae.safetensors",))
 FAMILY = Family(
     name="var_vqvae",
-    unsized=Variant("var-vqvae", "var_vqvae", 0, None, FILES),
+    variants=VARIANTS,
     exporter="arvg_trt.families.var_vqvae.export:VarVqvaeExporter",
 )
