@@ -51,7 +51,7 @@ def prepare_quantization(
     Raises:
         RecipeError: options or a plan that the model does not take.
     """
-    from ..quantize.plan import check_plan, make_plan
+    from ..quantize.plan import check_plan, make_plan, with_float_decoder
 
     if name == FP16:
         raise RecipeError(
@@ -65,6 +65,7 @@ def prepare_quantization(
         plan = decode_json(
             plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
         )
+        plan = with_float_decoder(plan, source.planned, source.decoder)
     entries = check_plan(plan, source.planned)
     if not source.generates:
         require_float_attention(options, entries)

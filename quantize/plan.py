@@ -173,6 +173,18 @@ def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> 
             )
 
 
+def with_float_decoder(plan: Plan, site_map: SiteMap, decoder: str | None) -> Plan:
+    """Return a plan that says nothing of a generator's image decoder, which then stays float.
+
+    Plans of earlier versions do not name its sites. One that names some is returned as it is.
+    """
+    own = [] if decoder is None else [site.name for site in site_map.of_graph(decoder)]
+    if {entry.name for entry in plan.sites} & {*own}:
+        return plan
+    added = (SitePlan(name=name, reason="not in the plan") for name in own)
+    return Plan(sites=(*plan.sites, *added))
+
+
 def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:
     """Check a hand-edited plan against the sites; returns its entries by name.
 

@@ -214,7 +214,10 @@ class GeneratorMeasurement:
         if DECODER not in load_sites(self.export).graphs:
             return {}
         feeds = decoder_feeds(self.export, self._spec, self.options.threads)
-        openers = {QDQ: reference_session, ENGINE: self._engine_graphs(folders, device)}
+        openers: dict[str, OpenSession] = {
+            QDQ: reference_session,
+            ENGINE: self._engine_graphs(folders, device),
+        }
         sessions = {
             name: open_graph(folders[name] / f"{DECODER}.onnx", self.options.threads)
             for name, open_graph in openers.items()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...graph.sites import load_sites
 from ...runtime.generator import OTHER_GRAPHS
+from ...runtime.spec import DECODER
 from ...workspace.facts import kind_of
 from ...workspace.manifest import Manifest
 
@@ -21,6 +22,9 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
     sizes = {}
     if generates:
         sizes["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
+        alone = folder / f"{DECODER}.onnx.data"
+        if alone.is_file():
+            sizes["weights of the image decoder"] = alone.stat().st_size
     shared = folder / SHARED_WEIGHTS
     for graph in () if generates else load_sites(folder).graphs:
         files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
