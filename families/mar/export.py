@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from ...errors import ExportError
 from ...export.facts import Parity
 from ...export.shape import DYNAMIC, ExportShape
+from ..kl_vae.variants import NAME as VAE
 from ..shared.exporter import Compare, TransformerExporter
 from ..shared.job import ExportJob, guided_labels, load_parts
 from .config import MarConfig, MarJson, sampling_of
 from .spec import MarDefaults, MarSpec
-from .variants import VAE
 
 if TYPE_CHECKING:
     from ...export.weight_file import WeightFile
