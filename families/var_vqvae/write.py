@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 import torch
+from msgspec.structs import replace
 from torch import nn
 from torch.export import Dim
 
@@ -73,9 +74,20 @@ def export_var_vqvae(
         ("encoder", encoder_graph(model), encoder_excluded(quantizer)),
         ("decoder", tokens_graph(model), tokens_excluded(quantizer)),
     ):
-        sites += sites_by_name(graph, name, excluded)
+        found = sites_by_name(graph, name, excluded)
+        sites += found if name == "encoder" else tuple(map(named_as_lookup, found))
         weights.save(graph, name, codec_properties(model, properties))
     return sites
+
+
+def named_as_lookup(site: Site) -> Site:
+    """Return a decoder's site with a name of its own: a plan has one entry a name."""
+
+    def own(name: str) -> str:
+        return f"lookup.{name.removeprefix('quantize.')}" if name.startswith("quantize.") else name
+
+    shared = tuple(map(own, site.shares_input_with))
+    return replace(site, name=own(site.name), shares_input_with=shared)
 
 
 def codec_properties(model: VarVqvae, properties: dict[str, str]) -> dict[str, str]:
