@@ -14,6 +14,7 @@ import pytest
 
 from arvg_trt.errors import CalibrationError, RecipeError
 from arvg_trt.numerics.packing import load_packed_weights
+from arvg_trt.recipe.validate import ValidateOptions
 from arvg_trt.runtime.folders import read_spec
 from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.images import from_model
@@ -188,7 +189,7 @@ def test_validation_measures_it_on_the_tokens_of_fp32(quantized: Path) -> None:
     names = report["data"]["pictures"]
     labels = [int(name.rpartition(" ")[2]) for name in names]
     made = Generator.open(quantized / "export", session=reference_session).generate(
-        labels, seed=report["sampling"]["seed"]
+        labels, seed=ValidateOptions().seed
     )
     tokenizer = ImageTokenizer.open(quantized / "export", session=reference_session)
     side = int(np.sqrt(made.tokens.shape[1]))
