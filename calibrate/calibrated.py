@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from ..graph.sites import SiteMap, load_sites
+from ..graph.sites import SiteMap, load_sites, split_graphs
+from ..runtime.folders import read_spec
+from ..samples.files import DECODER_SAMPLES, SAMPLES
 from ..workspace.facts import kind_of, manifest_value
 from ..workspace.manifest import Manifest
 from ..workspace.stage import require_outputs
@@ -52,21 +54,47 @@ class Calibrated:
         return self.site_map.calibrated
 
     @property
+    def split(self) -> tuple[SiteMap, SiteMap]:
+        """Return what is fed the model's samples, and what has samples of its own.
+
+        The second is a generator's image decoder; other models have no such graph.
+        """
+        if not self.generates:
+            return self.site_map, msgspec.structs.replace(self.site_map, graphs=(), sites=())
+        return split_graphs(self.site_map, read_spec(self.export)[1].calibrated_graphs)
+
+    @property
+    def decoder(self) -> str | None:
+        """Return the name of a generator's image decoder, if the method takes it."""
+        return next(iter(self.split[1].graphs), None)
+
+    @property
     def batch_size(self) -> int:
         """Return the number of samples in flight, as calibration had them."""
         return manifest_value(self.calibrated, "options", "batch_size", Batch)
 
     @property
     def samples(self) -> Path:
-        return self.calibrate / "samples"
+        return self.calibrate / SAMPLES
 
     @property
     def digests(self) -> dict[str, str]:
         return self.exported.as_inputs() | self.calibrated.as_inputs()
 
     def run(self, progress: Progress, export: Path | None = None) -> CalibrationRun:
-        """Return a run of the calibrated graphs in `export` (None: the FP32 ones)."""
+        """Return a run of the graphs that are fed the model's samples, in `export`.
+
+        None: the FP32 ones.
+        """
         from .calibration_run import CalibrationRun
 
         folder = self.export if export is None else export
-        return CalibrationRun(folder, self.samples, self.planned.graphs, self.batch_size, progress)
+        return CalibrationRun(folder, self.samples, self.split[0].graphs, self.batch_size, progress)
+
+    def run_apart(self, progress: Progress, export: Path | None = None) -> CalibrationRun:
+        """Return the same run of the graphs that have samples of their own."""
+        run = self.run(progress, export)
+        # A sample of a fixed batch is a batch.
+        size = 1 if read_spec(self.export)[1].static_batch else self.batch_size
+        folder, graphs = self.calibrate / DECODER_SAMPLES, self.split[1].graphs
+        return replace(run, samples=folder, graphs=graphs, batch_size=size)

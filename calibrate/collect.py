@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from ..graph.sites import load_sites
+from ..graph.sites import load_sites, split_graphs
 from ..recipe.calibrate import CalibrateOptions
 from ..runtime.folders import read_spec
+from ..runtime.spec import DECODER
 from ..samples.base import SampleSource
 from ..samples.classes import saved_classes
-from ..samples.files import count_batches, sample_files, save_labels, save_sample
+from ..samples.files import (
+    DECODER_SAMPLES,
+    SAMPLES,
+    GraphRun,
+    Sample,
+    count_batches,
+    sample_files,
+    save_labels,
+    save_sample,
+)
 from ..samples.sources import open_calibration, shard_of
 from ..workspace.facts import Exported, export_digest
 from ..workspace.stage import Reporter, SilentReporter
@@ -22,10 +33,10 @@ from .convergence import Convergence, RangeGrowth, convergence
 from .dgc_files import keep_far_rows, single_rows
 from .executors import Execution, run_tasks
 from .facts import CalibrationFacts, DgcSummary
-from .shards import combine_parts
+from .shards import combine_parts, saved_files
 from .statistics import STATISTICS, Statistics, save_statistics
 
-PARTS, CANDIDATES, SAMPLES = "parts", "candidates", "samples"
+PARTS, CANDIDATES = "parts", "candidates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,7 @@ def collect_in_shards(
     ]
     run_tasks(execution, collect_silently, tasks, lambda n: reporter.progress("shards", n, count))
     statistics = [shard.folder / STATISTICS for shard in tasks]
-    samples = [sample_files(shard.folder / SAMPLES) for shard in tasks]
+    samples = [saved_files(shard.folder) for shard in tasks]
     grown = combine_parts(statistics, samples, task.folder)
     shutil.rmtree(task.folder / PARTS)
     return facts_of(task, source, grown)
@@ -88,7 +99,7 @@ def save_samples(task: Task, source: SampleSource, reporter: Reporter) -> DgcSum
     target.mkdir(parents=True)
     made = task.folder / CANDIDATES if dgc else target
     made.mkdir(exist_ok=True)
-    found = source.samples(reporter.progress)
+    found = with_decoder_apart(source.samples(reporter.progress), task.folder / DECODER_SAMPLES)
     for number, sample in enumerate(single_rows(found) if dgc else found):
         save_sample(sample, made, number)
     files, names = sample_files(made), source.sample_names
@@ -99,6 +110,18 @@ def save_samples(task: Task, source: SampleSource, reporter: Reporter) -> DgcSum
     summary = keep_far_rows(task.model.folder, made, target, task.options, reporter)
     shutil.rmtree(made)
     return summary
+
+
+def with_decoder_apart(samples: Iterable[Sample], folder: Path) -> Iterator[Sample]:
+    """Yield samples, but for those of the image decoder, which a folder of their own gets."""
+    number = 0
+    for sample in samples:
+        if isinstance(sample, GraphRun) and sample.graph == DECODER:
+            folder.mkdir(exist_ok=True)
+            save_sample(dict(sample.feeds), folder, number)
+            number += 1
+        else:
+            yield sample
 
 
 def save_ranges(task: Task, reporter: Reporter) -> tuple[tuple[str, ...], Convergence]:
@@ -114,10 +137,17 @@ def save_ranges(task: Task, reporter: Reporter) -> tuple[tuple[str, ...], Conver
     masked: list[str] = []
     if task.model.kind == "generator":
         statistics: Statistics = {}
-        for graph in sites.graphs:
+        _, spec = read_spec(export)
+        shared, apart = split_graphs(sites, spec.calibrated_graphs)
+        for graph in shared.graphs:
             statistics |= run.on(graph).input_ranges(
                 sites.of_graph(graph), growth if graph == sites.graphs[0] else None
             )
+        decoded = task.folder / DECODER_SAMPLES
+        if apart.graphs and decoded.is_dir():
+            size = 1 if spec.static_batch else size
+            decoding = replace(run, samples=decoded, graphs=apart.graphs, batch_size=size)
+            statistics |= decoding.channel_ranges(apart)
     else:
         statistics = run.channel_ranges(sites, growth, masked)
     digest = export_digest(task.model.manifest)

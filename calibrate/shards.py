@@ -11,7 +11,13 @@ from pathlib import Path
 import msgspec
 
 from ..errors import CalibrationError
-from ..samples.files import sample_files, sample_labels, save_labels
+from ..samples.files import (
+    DECODER_SAMPLES,
+    SAMPLES,
+    sample_files,
+    sample_labels,
+    save_labels,
+)
 from ..workspace.facts import export_digest, facts, manifest_value, require_same_export
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
@@ -49,7 +55,9 @@ class Part:
         """Return name, number of samples and options, as the manifest of the whole has them."""
         options = facts(self.manifest, PartOptions, "options") if self.manifest else PartOptions()
         return PartFacts(
-            name=self.name, samples_saved=len(self.samples), **msgspec.structs.asdict(options)
+            name=self.name,
+            samples_saved=sum(path.parent.name == SAMPLES for path in self.samples),
+            **msgspec.structs.asdict(options),
         )
 
 
@@ -141,8 +149,15 @@ def open_part(path: Path, exported: Manifest) -> Part:
             do="run `arvg-trt calibrate` there again",
         )
     name = folder.parent.name if folder.name == "calibrate" else folder.name
-    samples = tuple(sample_files(folder / "samples"))
+    samples = saved_files(folder)
     return Part(name, folder / STATISTICS, samples, digests, manifest)
+
+
+def saved_files(folder: Path) -> tuple[Path, ...]:
+    """Return the samples that a calibration saved: of the model, then of its image decoder."""
+    decoded = folder / DECODER_SAMPLES
+    own = sample_files(folder / SAMPLES)
+    return (*own, *(sample_files(decoded) if decoded.is_dir() else ()))
 
 
 def require_samples(parts: Sequence[Part]) -> None:
@@ -184,18 +199,20 @@ def combine_parts(
         CalibrationError: statistics of different models.
     """
     loaded = [load_exported(path) for path in statistics]
-    target = folder / "samples"
-    target.mkdir(exist_ok=True)
-    numbered = enumerate(path for part in samples for path in part)
+    (folder / SAMPLES).mkdir(exist_ok=True)
     known = {folder: sample_labels(folder) for folder in {f.parent for p in samples for f in p}}
     labels: dict[str, str] = {}
-    for number, path in numbered:
-        name = f"{number:05d}.{path.name.partition('.')[2]}"
+    counts = Counter[str]()
+    for path in (path for part in samples for path in part):
+        target = folder / path.parent.name
+        target.mkdir(exist_ok=True)
+        name = f"{counts[target.name]:05d}.{path.name.partition('.')[2]}"
+        counts[target.name] += 1
         shutil.copyfile(path, target / name)
         if path.name in known[path.parent]:
             labels[name] = known[path.parent][path.name]
     if labels:
-        save_labels(target, labels)
+        save_labels(folder / SAMPLES, labels)
     merged = merge(part for part, _ in loaded)
     save_statistics(merged, folder / STATISTICS, export=export or loaded[0][1])
     growth = RangeGrowth(len(loaded))

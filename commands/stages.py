@@ -97,7 +97,8 @@ def export(
 
     MODEL is one that `arvg-trt models` lists, or `onnx`: graphs of your own, each named after its
     file, whose sites are found from their operators. `var`, `rar`, `par`, `llamagen`, `mar`, `gsq`
-    and `cosmos` take a checkpoint of any size.
+    and `cosmos` take a checkpoint of any size; `var-vqvae`, `maskgit-vq`, `llamagen-vq` and `kl-16`
+    the tokenizer of a generator alone.
 
     \b
     Example: arvg-trt export cosmos-mini-di8x8 out/ws

@@ -109,8 +109,11 @@ def _conv_role(path: str, weight_shape: tuple[int, ...]) -> str:
         return {"proj_out": "proj", "nin_shortcut": "shortcut"}[last]
     if last in ("patcher", "unpatcher"):
         return "patcher"
-    if "nearest" in path.split("."):
+    parts = path.split(".")
+    if "nearest" in parts:
         return "codes"
+    if parts[0] == "quantize":
+        return {"quant_resi": "phi", "up": "resize", "down": "resize"}.get(parts[1], "linear")
     return "conv" if len(weight_shape) == 4 else "linear"
 
 

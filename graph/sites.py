@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,9 +11,11 @@ import msgspec
 from ..numerics.scheme import Name, require_unique
 from ..workspace.files import decode_json
 
-# Roles of products with constants that are no weights: Haar filters, the codes that a nearest one
-# is searched among. No plan quantizes them, and they stay in float32.
-CONSTANT_ROLES = ("patcher", "codes")
+# Roles of products that no plan quantizes, and that stay in float32: Haar filters and the resizes
+# between scales are no weights, and the others decide codes, or look them up: the codes that a
+# nearest one is searched among, and the convolutions (phi) that refine those of a scale.
+EXACT_ROLES = ("codes", "phi", "resize")
+CONSTANT_ROLES = ("patcher", *EXACT_ROLES)
 # Products of two activations: of queries and keys, of the softmax and values.
 PRODUCT_ROLES = ("bmm_qk", "bmm_pv")
 NO_WEIGHT = "-"  # the format of such a product's weight, as reports say it
@@ -141,6 +143,20 @@ class SiteMap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Return the site map with the sites of calibrated graphs alone, which a plan covers."""
         sites = tuple(site for site in self.sites if site.graph in self.graphs)
         return msgspec.structs.replace(self, sites=sites)
+
+
+def split_graphs(site_map: SiteMap, shared: Collection[str]) -> tuple[SiteMap, SiteMap]:
+    """Split a generator's map: the `shared` graphs are calibrated, or its tokenizer's alone.
+
+    The first keeps the sites of all other graphs, which take over scales; the second has its own.
+    """
+    own = tuple(graph for graph in site_map.graphs if graph in shared)
+    apart = tuple(graph for graph in site_map.graphs if graph not in shared)
+    rest = tuple(site for site in site_map.sites if site.graph not in apart)
+    return (
+        msgspec.structs.replace(site_map, graphs=own, sites=rest),
+        msgspec.structs.replace(site_map, graphs=apart).calibrated,
+    )
 
 
 def by_input(sites: Sequence[Site]) -> dict[str, list[Site]]:

@@ -12,7 +12,7 @@ from ..errors import RecipeError
 from ..numerics.scheme import Plan, SitePlan
 from ..quantize.facts import QuantizationFacts
 from ..quantize.overflow import unplanned_overflow_tensors
-from ..quantize.write import float_bytes, write_quantized
+from ..quantize.write import changed_graphs, float_bytes, write_quantized
 from ..recipe.quantize import MACHINE_SUFFIX, MAX_MEMORY, QuantizeOptions
 from ..workspace.facts import FP16, kind_of
 from ..workspace.files import decode_json, sha256_file
@@ -53,7 +53,7 @@ def prepare_quantization(
     """
     from ..engines.roofline.fit import fit_to_target
     from ..quantize.kv_cache.plan import with_caches
-    from ..quantize.plan import check_plan, make_plan
+    from ..quantize.plan import check_plan, make_plan, with_float_decoder
 
     if name == FP16:
         raise RecipeError(
@@ -63,16 +63,19 @@ def prepare_quantization(
     source = Calibrated.open(workspace)
     require_halves_of_tokenizer(options, source.exported)
     if plan_file is None:
-        plan = make_plan(source.planned, options)
+        plan = make_plan(source.planned, options, decoder=source.decoder)
         plan = fit_to_target(workspace, plan, source.planned, options)
     else:
         plan = decode_json(
             plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
         )
+        plan = with_float_decoder(plan, source.planned, source.decoder)
     plan = with_caches(plan, source, options)
     entries = check_plan(plan, source.planned)
     if not source.generates:
         require_float_attention(options, entries)
+    of_decoder = {site.name: entries[site.name] for site in source.split[1].sites}
+    require_float_attention(QuantizeOptions(), of_decoder)
     wanted = Manifest(
         stage="quantize",
         inputs=source.digests | read_files(plan=plan_file, plan_for=machine_file(options.plan_for)),
@@ -84,13 +87,13 @@ def prepare_quantization(
         written = write_quantized(
             source, entries, options, folder, reporter, max_memory, plan.caches or ()
         )
-        wide = written.wide
+        wide, changed = written.wide, changed_graphs(source, entries)
         if source.generates:
-            wide += unplanned_overflow_tensors(source, reporter)
+            wide += unplanned_overflow_tensors(source, changed, reporter)
         return QuantizationFacts(
             sites=tuple(written.sites),
             packed_bytes=(folder / "weights.safetensors").stat().st_size,
-            fp32_bytes=float_bytes(source.export, source.site_map, source.generates),
+            fp32_bytes=float_bytes(source.export, changed, source.generates),
             quantized=sum(r.weight_sqnr_db is not None for r in written.sites),
             fp32_tensors=tuple(wide),
             caches=tuple(written.caches) or msgspec.UNSET,
@@ -113,8 +116,10 @@ def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) ->
 
     A graph of one's own that is called so is none.
     """
-    given = next((n for n in HALVES if getattr(options, n) != getattr(QuantizeOptions(), n)), None)
-    if given is not None and options.weight_bits is None and kind_of(exported) != "tokenizer":
+    kind = kind_of(exported)
+    of_kind = HALVES[:1] if kind == "generator" else HALVES  # its decoder has bits of its own
+    given = next((n for n in of_kind if getattr(options, n) != getattr(QuantizeOptions(), n)), None)
+    if given is not None and options.weight_bits is None and kind != "tokenizer":
         raise RecipeError(
             "is of an image tokenizer's half, and this is none",
             where=given,
@@ -123,7 +128,7 @@ def require_halves_of_tokenizer(options: QuantizeOptions, exported: Manifest) ->
 
 
 def require_float_attention(options: QuantizeOptions, entries: Mapping[str, SitePlan]) -> None:
-    """Raises RecipeError for formats of attention products, which only generators get."""
+    """Raises RecipeError for formats of attention, which transformers of generators have."""
     planned = [entry.name for entry in entries.values() if entry.other is not None]
     if planned or options.attention != "float":
         raise RecipeError(

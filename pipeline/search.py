@@ -46,7 +46,7 @@ def search_stage(
     source = Calibrated.open(workspace)
     require_halves_of_tokenizer(options, source.exported)
     require_whole_samples(source)
-    plan = make_plan(source.planned, options)
+    plan = make_plan(source.planned, options, decoder=source.decoder)
     items = search_items(
         source,
         plan,

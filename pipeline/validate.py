@@ -151,13 +151,15 @@ def require_gates(report: Report, result: StageResult) -> None:
     """
     if report.verdict in (None, "passed"):
         return
+    from ..validate.report.gates import advice
+
     found = [gate for gate in report.gates if gate.verdict == report.verdict]
     what = "failed" if report.verdict == "failed" else "is inconclusive"
     kind = AccuracyError if report.verdict == "failed" else InconclusiveError
     error = kind(
         "; ".join(f"gate {gate.expression} {what} ({gate.reason})" for gate in found),
         where=str(result.folder / "report.html"),
-        do="open the report, then change the recipe or the gate"
+        do=advice(found, report.sites)
         if report.verdict == "failed"
         else "validate on more samples, or change the gate",
     )

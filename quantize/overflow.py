@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import onnx
 import onnx_ir as ir
 
@@ -148,13 +149,16 @@ def unquantized_overflow_tensors(workspace: Workspace, reporter: Reporter) -> li
     run = source.run(reporter.progress).of(slice(SAMPLES))
     found = overflow_tensors(source.export, run.absmax())
     if source.generates:
-        found += unplanned_overflow_tensors(source, reporter)
+        found += unplanned_overflow_tensors(source, source.split[0], reporter)
     return found
 
 
-def unplanned_overflow_tensors(source: Calibrated, reporter: Reporter) -> list[OverflowTensor]:
-    """Return the overflow risks of graphs that no plan changes, such as a generator's decoder."""
-    absmax = collect_loop_absmax(source.export, source.site_map, progress=reporter.progress)
+def unplanned_overflow_tensors(
+    source: Calibrated, planned: SiteMap, reporter: Reporter
+) -> list[OverflowTensor]:
+    """Return the overflow risks of graphs that the plan of a map does not change."""
+    site_map = msgspec.structs.replace(source.site_map, graphs=planned.graphs)
+    absmax = collect_loop_absmax(source.export, site_map, progress=reporter.progress)
     return overflow_tensors(source.export, absmax)
 
 

@@ -13,7 +13,7 @@ from ..errors import RecipeError, nearest
 from ..graph.linears import site_weight
 from ..graph.sites import PRODUCT_ROLES, Site, SiteMap, may_be_planned
 from ..numerics.scheme import BLOCK_BITS, ActivationFormat, Plan, SitePlan, WeightFormat
-from ..recipe.quantize import FLOAT_BITS, LOG_METHODS, QuantizeOptions
+from ..recipe.quantize import FLOAT_BITS, LOG_METHODS, USUAL_BITS, QuantizeOptions
 
 # Their rounded inputs pass the softmax: at the real width of DI8x8 a fifth of the decoder's error,
 # for one hundredth of its multiplications.
@@ -25,16 +25,18 @@ ACTIVATION_GRIDS: dict[str, Literal["uniform", "fp8"]] = {
     "log2": "fp8",
 }
 HALVES = ("encoder", "decoder")  # of a tokenizer
-USUAL_BITS = 8
 BROKEN = "INT8 breaks the engine's fused attention into two GEMMs and a softmax between them"
 BLOCK_REASON = "blocks of 4 bits are for linears: engines expand a convolution's on every run"
 MODULATION_REASON = "its input stays in high precision: all rows are scaled by what it makes"
 ATTENTION_REASON = "its input stays in high precision: it feeds, or is fed by, the softmax"
 
 
-def weight_format(options: QuantizeOptions, site: Site) -> WeightFormat | None:
-    given = getattr(options, bits_option(options, site))
-    bits = USUAL_BITS if given is None else given
+def weight_format(
+    options: QuantizeOptions, site: Site, decoder: str | None = None
+) -> WeightFormat | None:
+    given = getattr(options, bits_option(options, site, decoder))
+    usual = FLOAT_BITS if site.graph == decoder else USUAL_BITS
+    bits = usual if given is None else given
     if bits == FLOAT_BITS:
         return None
     method = options.quantize_method
@@ -50,19 +52,23 @@ def weight_format(options: QuantizeOptions, site: Site) -> WeightFormat | None:
     )
 
 
-def bits_option(options: QuantizeOptions, site: Site) -> str:
+def bits_option(options: QuantizeOptions, site: Site, decoder: str | None = None) -> str:
     """Return the option that has the bits of a site's weight.
 
-    Halves of a tokenizer have their own.
+    Halves of a tokenizer have their own, and so has a generator's image `decoder`.
     """
     if makes_modulation(site) and options.adaln_bits is not None:
         return "adaln_bits"
+    if site.graph == decoder:
+        return "decoder_bits"
     halved = options.weight_bits is None and site.graph in HALVES
     return f"{site.graph}_bits" if halved else "weight_bits"
 
 
-def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
+def make_plan(site_map: SiteMap, options: QuantizeOptions, *, decoder: str | None = None) -> Plan:
     """Make a plan with one entry per site, in graph order.
+
+    `decoder` is the graph that makes a generator's images, which has bits of its own.
 
     Raises:
         RecipeError: an exclude pattern that matches nothing, or a plan that quantizes nothing.
@@ -76,28 +82,29 @@ def make_plan(site_map: SiteMap, options: QuantizeOptions) -> Plan:
             "adaln_bits are of what makes a generator's modulation, and this model has none",
             do="leave adaln_bits (--adaln-bits) out",
         )
-    if options.attention != "float" and not any(map(is_product, site_map.sites)):
+    products = [site for site in site_map.sites if site.graph != decoder and is_product(site)]
+    if options.attention != "float" and not products:
         raise RecipeError(
             "attention is of products of two activations, and this model has none to quantize",
             do="leave attention (--attention) out",
         )
-    plan = Plan(sites=tuple(plan_site(site, options) for site in site_map.sites))
+    plan = Plan(sites=tuple(plan_site(site, options, decoder) for site in site_map.sites))
     if not any(site.weight for site in plan.sites):
         raise RecipeError("0 sites would be quantized", do="check the bits and exclude patterns")
     return plan
 
 
-def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
+def plan_site(site: Site, options: QuantizeOptions, decoder: str | None = None) -> SitePlan:
     reason = site.excluded
-    if options.attention != "float" and is_product(site):
+    if options.attention != "float" and is_product(site) and site.graph != decoder:
         return plan_product(site, options)
     if matches(site, options.include) and may_be_planned(site):
         reason = None
     if reason is None and matches(site, options.exclude):
         reason = "excluded by the recipe"
-    chosen = weight_format(options, site)
+    chosen = weight_format(options, site, decoder)
     if reason is None and chosen is None:
-        reason = f"{bits_option(options, site)} = {FLOAT_BITS}"
+        reason = f"{bits_option(options, site, decoder)} = {FLOAT_BITS}"
     if reason is None and chosen and chosen.block and site.op == "Conv":
         reason = BLOCK_REASON
     if reason is not None or chosen is None:
@@ -117,7 +124,7 @@ def plan_site(site: Site, options: QuantizeOptions) -> SitePlan:
         name=site.name,
         weight=chosen,
         activation=ActivationFormat(
-            bits=options.activation_bits,
+            bits=USUAL_BITS if site.graph == decoder else options.activation_bits,
             grid=ACTIVATION_GRIDS[chosen.grid],
             granularity="per_position" if scales_positions(site, options) else "per_tensor",
         ),
@@ -164,6 +171,18 @@ def check_patterns(kind: str, patterns: Sequence[str], names: Sequence[str]) -> 
                 f"{kind} pattern {pattern!r} matches no site",
                 do=f"nearest: {nearest(pattern, names)}; all: sites.json",
             )
+
+
+def with_float_decoder(plan: Plan, site_map: SiteMap, decoder: str | None) -> Plan:
+    """Return a plan that says nothing of a generator's image decoder, which then stays float.
+
+    Plans of earlier versions do not name its sites. One that names some is returned as it is.
+    """
+    own = [] if decoder is None else [site.name for site in site_map.of_graph(decoder)]
+    if {entry.name for entry in plan.sites} & {*own}:
+        return plan
+    added = (SitePlan(name=name, reason="not in the plan") for name in own)
+    return Plan(sites=(*plan.sites, *added))
 
 
 def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:

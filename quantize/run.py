@@ -88,11 +88,13 @@ def quantize_model(
     *,
     shared: bool,
     max_memory: int = MAX_MEMORY,
+    apart: Path | None = None,
 ) -> tuple[Plan, list[SiteRow]]:
     """Write the Q/DQ graphs and weights.safetensors into `output`.
 
     `shared` says that graphs share their weights, as a generator's do: then inputs have scales per
-    token, and every graph of the run's folder is written. `entries` plans the sites of the map's
+    token, and every graph of the run's folder is written; graphs that are quantized already, in
+    the folder `apart`, take the place of the run's. `entries` plans the sites of the map's
     calibrated graphs. Returns the plan with every scale filled in, and what became of each site.
     Hessians stay below `max_memory` bytes.
 
@@ -120,7 +122,7 @@ def quantize_model(
     entries, decisions = calibrator.decide(graphs, groups, entries)
     # Fold
     quantized: QuantizedGraphs = (
-        SharedGraphs(run.export, models, site_map, entries, groups, decisions, options)
+        SharedGraphs(run.export, models, site_map, entries, groups, decisions, options, apart)
         if shared
         else SeparateGraphs(models, site_map, entries, groups, decisions, statistics, options)
     )

@@ -21,7 +21,7 @@ from ..graph.linears import site_node, site_weight
 from ..graph.passes import remove_unused
 from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
-from ..numerics.packing import save_packed_weights
+from ..numerics.packing import load_packed_weights, save_packed_weights
 from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, SitePlan, WeightFormat
 from ..numerics.weight import QuantizedWeight, quantize_weight
@@ -40,7 +40,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(slots=True)
 class SharedGraphs:
-    """Hold the calibrated graphs of `export`, their plan, and what was decided by group."""
+    """Hold the calibrated graphs of `export`, their plan, and what was decided by group.
+
+    Graphs of the folder `apart` are quantized already and written as they are.
+    """
 
     export: Path
     models: Mapping[str, ir.Model]
@@ -49,6 +52,7 @@ class SharedGraphs:
     groups: Sequence[InputGroup]
     decisions: dict[str, InputDecision]
     options: QuantizeOptions
+    apart: Path | None = None
     group_of: dict[str, InputGroup] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,12 +111,16 @@ class SharedGraphs:
             floats |= float_parameters(model.graph, [s for s in sites if s.name in weights])
         for group in self.groups:
             floats |= stored_tables(group, self.decisions[group.key])
-        save_packed_weights(weights, floats, output / "weights.safetensors")
+        packed = dict(weights)
+        if self.apart is not None:
+            others, more = load_packed_weights(self.apart / "weights.safetensors")
+            packed, floats = packed | others, floats | more
+        save_packed_weights(packed, floats, output / "weights.safetensors")
         changed = {site.graph for site in self.site_map.sites if site.name in weights}
         with SharedWeights(output) as file:
             for path in sorted(self.export.glob("*.onnx")):
                 name = path.stem
-                model = self.models[name] if name in self.models else load_graph(path)
+                model = self.models[name] if name in self.models else self._load(path)
                 if name in changed:
                     sites = self.site_map.of_graph(name)
                     if name not in self.models:
@@ -120,6 +128,11 @@ class SharedGraphs:
                         correct_biases(model.graph, sites, rounded)
                     self._insert(model.graph, sites, weights)
                 file.write(model, name)
+
+    def _load(self, path: Path) -> ir.Model:
+        """Return a graph of the export, or the one that takes its place."""
+        other = None if self.apart is None else self.apart / path.name
+        return load_graph(path if other is None or not other.is_file() else other)
 
     def _insert(
         self, graph: ir.Graph, sites: Sequence[Site], weights: Mapping[str, QuantizedWeight]

@@ -12,15 +12,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..calibrate.calibrated import Calibrated
+from ..errors import CalibrationError
 from ..graph.sites import SiteMap
 from ..numerics.scheme import CachePlan, Plan, SitePlan
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..runtime.families import SPEC_FILE
+from ..samples.files import DECODER_SAMPLES
 from ..workspace.files import encode_json
 from ..workspace.stage import Reporter
 
 if TYPE_CHECKING:
     from .facts import CacheRow, OverflowTensor, SiteRow
+
+    Made = tuple[Plan, list[SiteRow], list[OverflowTensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ def write_quantized(
 ) -> Written:
     """Write the graphs, weights.safetensors and plan.json of a checked plan.
 
+    A generator's image decoder is quantized first, as an image tokenizer is, by samples of its own.
     `caches` says how a generator stores keys and values; nothing: as it was exported.
     """
     from ..calibrate.statistics import load_statistics, require_channels
@@ -55,8 +60,9 @@ def write_quantized(
     file = source.calibrate / "statistics.safetensors"
     statistics = load_statistics(file)
     require_channels(statistics, source.planned.sites, str(file))
-    run, site_map = source.run(reporter.progress), source.site_map
+    run, (site_map, decoder) = source.run(reporter.progress), source.split
     written = source.run(reporter.progress, folder)
+    scratch = folder / "decoder"
 
     def make(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteRow]]:
         plan, results = quantize_model(
@@ -68,14 +74,35 @@ def write_quantized(
             options,
             shared=source.generates,
             max_memory=max_memory,
+            apart=scratch if scratch.is_dir() else None,
         )
         if caches:
             filled, rows[:] = quantize_caches(written, site_map, caches)
             plan = msgspec.structs.replace(plan, caches=filled)
         return quantize_attention(written, site_map, plan, results)
 
+    def make_decoder(chosen: Mapping[str, SitePlan]) -> tuple[Plan, list[SiteRow]]:
+        return quantize_model(
+            source.run_apart(reporter.progress),
+            scratch,
+            decoder,
+            chosen,
+            statistics,
+            options,
+            shared=False,
+            max_memory=max_memory,
+        )
+
     rows: list[CacheRow] = []
-    final, results, wide = quantize_in_range(make, written, site_map, entries)
+    made = [unquantized(decoder, entries)]
+    if quantizes(decoder, entries):
+        require_decoder_samples(source)
+        scratch.mkdir()
+        written_apart = source.run_apart(reporter.progress, scratch)
+        made = [quantize_in_range(make_decoder, written_apart, decoder, entries)]
+    made.insert(0, quantize_in_range(make, written, site_map, entries))
+    shutil.rmtree(scratch, ignore_errors=True)
+    final, results, wide = joined(made, source.planned)
     if caches:
         write_spec(source.export, folder, caches)
     elif source.generates:
@@ -84,8 +111,50 @@ def write_quantized(
     return Written(final, results, wide, rows)
 
 
+def quantizes(site_map: SiteMap, entries: Mapping[str, SitePlan]) -> bool:
+    """Return whether a plan quantizes a site of the map."""
+    return any(entries[site.name].weight is not None for site in site_map.sites)
+
+
+def changed_graphs(source: Calibrated, entries: Mapping[str, SitePlan]) -> SiteMap:
+    """Return the site map with the graphs that a plan is of: without an unquantized decoder."""
+    own, decoder = source.split
+    more = decoder.graphs if quantizes(decoder, entries) else ()
+    return msgspec.structs.replace(source.site_map, graphs=(*own.graphs, *more))
+
+
+def unquantized(site_map: SiteMap, entries: Mapping[str, SitePlan]) -> Made:
+    """Return what is made of a map without a site to quantize: its graphs stay as they are."""
+    from .run import site_row
+
+    plan = Plan(sites=tuple(entries[site.name] for site in site_map.sites))
+    return plan, [site_row(site, entries[site.name], None, None) for site in site_map.sites], []
+
+
+def joined(made: Sequence[Made], planned: SiteMap) -> Made:
+    """Return plans, rows and risks as one, in the order of the model's plan."""
+    entries = {entry.name: entry for plan, _, _ in made for entry in plan.sites}
+    rows = {row.name: row for _, each, _ in made for row in each}
+    names = [site.name for site in planned.sites]
+    return (
+        msgspec.structs.replace(made[0][0], sites=tuple(entries[name] for name in names)),
+        [rows[name] for name in names],
+        [tensor for _, _, wide in made for tensor in wide],
+    )
+
+
+def require_decoder_samples(source: Calibrated) -> None:
+    """Raises CalibrationError for a calibration without samples of a generator's image decoder."""
+    if not (source.calibrate / DECODER_SAMPLES).is_dir():
+        raise CalibrationError(
+            "holds no samples of the image decoder, as an earlier version made it",
+            where=str(source.calibrate),
+            do="run `arvg-trt calibrate` again, or leave the decoder out: --decoder-bits 32",
+        )
+
+
 def float_bytes(export: Path, site_map: SiteMap, generates: bool) -> int:
-    """Return bytes of the FP32 weights: of all graphs, or of a generator's calibrated ones.
+    """Return bytes of the FP32 weights: of all graphs, or of a generator those of the map's.
 
     Without the codes as they are searched, which their table repeats.
     """

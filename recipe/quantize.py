@@ -11,6 +11,7 @@ from .descriptions import Groups, Range, require_in_range, says
 
 MAX_MEMORY = 2 * 2**30  # bytes of Hessians at a time
 FLOAT_BITS = 32
+USUAL_BITS = 8
 MACHINE_SUFFIX = ".json"  # of a file that describes a machine; other targets are names
 BITS = Range(2, 8, besides=(FLOAT_BITS,))
 QuantizeMethod = Literal[
@@ -46,12 +47,19 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         int, says("Bits of a tokenizer's encoder weights; 32 for high precision.", BITS)
     ] = 8
     decoder_bits: Annotated[
-        int, says("Bits of a tokenizer's decoder weights; 32 for high precision.", BITS)
-    ] = 8
+        int | None,
+        says(
+            "Bits of a tokenizer's decoder weights; 32 for high precision. Of a generator's image "
+            "decoder, whose inputs then have 8 bits, or stay float beside activation_bits = 32. "
+            "Without it, 8, and 32 for a generator's.",
+            BITS,
+        ),
+    ] = None
     weight_bits: Annotated[
         int | None,
         says(
-            "Bits of the weights of every graph, over the two above. Without it, 8.",
+            "Bits of the weights of every graph, over the two above; of a generator those of the "
+            "transformer. Without it, 8.",
             BITS,
         ),
     ] = None

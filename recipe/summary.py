@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .quantize import FLOAT_BITS, QuantizeOptions
+from .quantize import FLOAT_BITS, USUAL_BITS, QuantizeOptions
 from .recipe import Recipe
 
 HALF_BITS = 16  # what is not quantized runs in half precision where a GPU has it
@@ -24,6 +24,8 @@ def summarize(recipe: Recipe) -> str:
         parts.append(f"attention in {options.attention.upper()}")
     if options.kv_cache is not None:
         parts.append(f"keys and values in {options.kv_cache.upper()}")
+    if options.weight_bits is not None and options.decoder_bits not in (None, FLOAT_BITS):
+        parts.append(f"image decoder in {options.decoder_bits} bits")
     if options.exclude:
         parts.append(f"{', '.join(options.exclude)} in high precision")
     if options.activation_bits != FLOAT_BITS:
@@ -40,7 +42,7 @@ def formats_of(options: QuantizeOptions) -> str:
     if options.weight_bits is not None:
         bits = [options.weight_bits]
     else:
-        bits = [*dict.fromkeys((options.encoder_bits, options.decoder_bits))]
+        bits = [*dict.fromkeys((options.encoder_bits, options.decoder_bits or USUAL_BITS))]
     inputs = options.activation_bits
     text = "/".join(f"W{weight}A{HALF_BITS if inputs == FLOAT_BITS else inputs}" for weight in bits)
     if options.quantize_method == "blockwise":

@@ -22,7 +22,11 @@ GROUP = "arvg_trt.families"
 SPEC_FILE = GENERATOR_FILE
 EXPORT_FIRST = "export a generator there first"
 # The packages below families/, each with a FAMILY of this name: imported when asked for.
-BUILT_IN = ("cosmos", "var", "rar", "par", "llamagen", "mar", "gsq", "custom")
+BUILT_IN = (
+    *("cosmos", "var", "rar", "par", "llamagen", "mar", "gsq"),
+    *("var_vqvae", "maskgit_vq", "llamagen_vq", "kl_vae"),
+    "custom",
+)
 
 
 def find_family(name: str, where: str | None = None) -> Family:

@@ -23,6 +23,7 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=4096)]  # in tokens
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 AxisSizes = Mapping[str, tuple[int, int, int]]
 TEACHER_FORCED = "full"  # the graph of all positions at once, teacher-forced
+DECODER = "decoder"  # the graph that makes an image of tokens
 
 
 class Defaults(msgspec.Struct, frozen=True, kw_only=True):

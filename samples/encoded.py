@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
@@ -15,6 +15,7 @@ from ..runtime.labels import parse_labels
 from ..runtime.spec import GeneratorSpec
 from ..runtime.tokenizer import ImageTokenizer
 from .base import Progress
+from .decoded import decoder_feeds, decoder_runs
 from .files import Sample
 from .forcing import forced_rows, teacher_forcing
 from .generated import null_class
@@ -26,7 +27,8 @@ class EncodedImages(ImageSamples):
     """Images through the generator's own tokenizer: `part` of them, with a class each.
 
     `labels` are those of all images. The seed decides the trajectories that lead to them, of a
-    family that has some.
+    family that has some. Of images whose number is in `decoded` the decoder's feeds are samples
+    too.
     """
 
     export: Path
@@ -36,6 +38,7 @@ class EncodedImages(ImageSamples):
     part: range
     seed: int
     threads: int = 0
+    decoded: tuple[int, ...] = ()
 
     @classmethod
     def open(
@@ -47,6 +50,7 @@ class EncodedImages(ImageSamples):
         part: range,
         seed: int,
         threads: int = 0,
+        decoded: tuple[int, ...] = (),
     ) -> EncodedImages:
         """Check the images and read their labels.
 
@@ -56,12 +60,15 @@ class EncodedImages(ImageSamples):
         """
         classes = image_labels(images, labels, spec.num_classes)
         require_size(images, spec.image_size)
-        return cls(export, spec, images, tuple(classes), part, seed, threads)
+        return cls(export, spec, images, tuple(classes), part, seed, threads, decoded)
 
     def samples(self, progress: Progress) -> Iterator[Sample]:
         """Yield what `GeneratedSamples` does, of these images; there is no progress to tell."""
         recording = self.spec.recording
+        feeds = decoder_feeds(self.export, self.spec, self.threads)
         if recording is not None:
+            for number, tokens in zip(self.decoded, self.tokens(self.decoded), strict=True):
+                yield from decoder_runs(feeds, tokens, number, self.decoded)
             yield from recording.encoded(
                 self.export,
                 self.images.load,
@@ -73,17 +80,20 @@ class EncodedImages(ImageSamples):
             return
         force, null = teacher_forcing(self.export), null_class(self.spec)
         labels = self.labels[self.part.start : self.part.stop]
-        for tokens, label in zip(self.tokens(), labels, strict=True):
+        for number, tokens, label in zip(self.part, self.tokens(), labels, strict=True):
             yield from forced_rows(force(tokens), [label], null)
+            yield from decoder_runs(feeds, tokens, number, self.decoded)
 
-    def tokens(self) -> Iterator[NDArray[np.int32]]:
-        """Yield the tokens of each image, int32 [1, L], in the order of generation."""
+    def tokens(self, numbers: Iterable[int] | None = None) -> Iterator[NDArray[Any]]:
+        """Yield the tokens of each image (None: of `part`), int32 [1, L], as they are generated.
+
+        Continuous ones are latents, float32 [1, c, h, w].
+        """
         tokenizer = ImageTokenizer.open(self.export, device="cpu", threads=self.threads)
-        for k in self.part:
+        for k in self.part if numbers is None else numbers:
             image = shrunk_crop(self.images.load(k), self.spec.image_size)
-            indices, _ = tokenizer.encode(to_model(image))
-            assert indices is not None
-            yield indices.reshape(1, -1)[:, self.spec.order]
+            indices, latent = tokenizer.encode(to_model(image))
+            yield latent if indices is None else indices.reshape(1, -1)[:, self.spec.order]
 
 
 def image_labels(source: ImageSource, labels: str | None, num_classes: int) -> list[int]:

@@ -28,6 +28,8 @@ Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
 
 TOKENIZER_GRAPHS = ("encoder", "decoder")
+# The folders of a calibration's samples: of the model, and of a generator's image decoder.
+SAMPLES, DECODER_SAMPLES = "samples", "decoder-samples"
 SUFFIXES = (".png", ".safetensors")
 IMAGE = "image"
 LABELS = "names.json"

@@ -11,6 +11,7 @@ from ..runtime.generator import BATCH_SIZE, Generated, Generator, choose_samplin
 from ..runtime.recording import Trajectories
 from ..runtime.spec import GeneratorSpec
 from .base import Progress, SampleSource
+from .decoded import decoder_feeds, decoder_runs
 from .files import Sample
 from .forcing import forced_rows, teacher_forcing
 
@@ -22,7 +23,8 @@ class GeneratedSamples(SampleSource):
     """Images of these classes, by the model's own sampling; the seed decides them.
 
     `first` is the number of the first one, where they are a part of a longer list. `are_drawn` says
-    that nobody named the classes.
+    that nobody named the classes. Of images whose number is in `decoded` the decoder's feeds are
+    samples too.
     """
 
     export: Path
@@ -33,6 +35,7 @@ class GeneratedSamples(SampleSource):
     first: int = 0
     threads: int = 0
     are_drawn: bool = False
+    decoded: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,14 +66,19 @@ class GeneratedSamples(SampleSource):
         the same tokens.
         """
         tick, recording = partial(progress, "generating samples"), self.spec.recording
+        feeds, first = decoder_feeds(self.export, self.spec, self.threads), self.first
         if recording is not None:
-            for _, runs in recording.generated(self.trajectories(progress=tick)):
+            for made, runs in recording.generated(self.trajectories(progress=tick)):
                 yield from (run for _, run in runs)
+                yield from decoder_runs(feeds, made.tokens, first, self.decoded)
+                first += len(made.tokens)
             return
         force, null = teacher_forcing(self.export), null_class(self.spec)
         generator = Generator.open(self.export, device="cpu", threads=self.threads)
         for batch in self.batches(generator, progress=tick):
             yield from forced_rows(force(batch.tokens), batch.labels, null)
+            yield from decoder_runs(feeds, batch.tokens, first, self.decoded)
+            first += len(batch.tokens)
 
     def batches(
         self, generator: Generator, seed: int | None = None, progress: Steps | None = None

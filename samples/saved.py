@@ -13,12 +13,21 @@ from ..errors import CalibrationError
 from ..runtime.folders import read_spec
 from ..runtime.images import UnreadableImage, load_image
 from ..runtime.recording import Recording
-from ..runtime.spec import TEACHER_FORCED, GeneratorSpec
+from ..runtime.spec import DECODER, TEACHER_FORCED, GeneratorSpec
 from ..workspace.facts import Exported, kind_of, tokenizer_of
 from ..workspace.files import sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
 from .base import Progress, SampleSource, reported
-from .files import Array, GraphRun, Sample, graph_of, load_sample, sample_files, sample_labels
+from .files import (
+    DECODER_SAMPLES,
+    Array,
+    GraphRun,
+    Sample,
+    graph_of,
+    load_sample,
+    sample_files,
+    sample_labels,
+)
 from .inputs import GraphInput, check_arrays, check_names, needed_inputs, require_fed
 
 
@@ -32,13 +41,15 @@ class SavedSamples(SampleSource):
     files: tuple[Path, ...]
     origin: Origin
     graphs: tuple[str, ...]
+    decoded: tuple[Path, ...] = ()
 
     @classmethod
     def open(cls, model: Exported, given: Path) -> SavedSamples:
         """Raises CalibrationError as `open_saved` does."""
         files = open_saved(model.folder, model.manifest, given)
         graphs = recorded_graphs(model.folder, model.manifest)
-        return cls(tuple(files), origin_of(given), graphs)
+        decoded = open_decoded(model, sample_folder(given).parent / DECODER_SAMPLES)
+        return cls(tuple(files), origin_of(given), graphs, decoded)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,7 +57,8 @@ class SavedSamples(SampleSource):
 
     @property
     def digests(self) -> Mapping[str, str]:
-        return {f"sample/{path.name}": sha256_file(path) for path in self.files}
+        of_model = {f"sample/{path.name}": sha256_file(path) for path in self.files}
+        return of_model | {f"decoder/{path.name}": sha256_file(path) for path in self.decoded}
 
     @property
     def synthetic(self) -> bool:
@@ -64,6 +76,22 @@ class SavedSamples(SampleSource):
     def samples(self, progress: Progress) -> Iterator[Sample]:
         loaded = (saved_sample(path, self.graphs) for path in self.files)
         yield from reported(loaded, self.count, progress)
+        yield from (GraphRun(DECODER, load_sample(path)) for path in self.decoded)
+
+
+def open_decoded(model: Exported, folder: Path) -> tuple[Path, ...]:
+    """Return the saved samples of a generator's image decoder, of which earlier versions made none.
+
+    Raises:
+        CalibrationError: one does not fit the decoder; names it.
+    """
+    if model.kind != "generator" or not folder.is_dir():
+        return ()
+    files = sample_files(folder)
+    inputs = graph_inputs(model.folder, DECODER)
+    for path in files:
+        check_file(path, inputs)
+    return tuple(files)
 
 
 def sample_folder(given: Path) -> Path:

@@ -13,17 +13,19 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from ..errors import CalibrationError
+from ..graph.sites import load_sites
 from ..recipe.calibrate import CalibrateOptions
 from ..recipe.validate import ValidateOptions
 from ..runtime.folders import read_spec
 from ..runtime.generator import BATCH_SIZE
 from ..runtime.labels import parse_labels
-from ..runtime.spec import GeneratorSpec
+from ..runtime.spec import DECODER, GeneratorSpec
 from ..workspace.facts import Exported, ModelKind, model_name, tokenizer_of
 from .arrays import ArraySamples, noise_arrays, open_arrays
 from .base import SampleSource
 from .classes import drawn_classes
 from .crops import Crops, Noise
+from .decoded import decoded_numbers
 from .encoded import EncodedImages
 from .generated import GeneratedSamples
 from .images import ImageSource, open_source
@@ -104,11 +106,19 @@ def shard_of(options: CalibrateOptions, most: int | None = None) -> range:
 def generator_samples(model: Exported, options: CalibrateOptions, threads: int) -> SampleSource:
     """Open images for a generator's tokenizer, or what it generates itself."""
     _, spec = read_spec(model.folder)
+    decodes = DECODER in load_sites(model.folder).graphs
     if options.images is not None:
         images = open_source(options.images)
         part = shard_of(options, len(images.files))
         return EncodedImages.open(
-            model.folder, spec, images, options.labels, part, options.seed, threads
+            model.folder,
+            spec,
+            images,
+            options.labels,
+            part,
+            options.seed,
+            threads,
+            decoded_numbers(min(len(images.files), options.pool), part) if decodes else (),
         )
     labels = generated_labels(spec, options.labels, options.pool, options.seed)
     part = shard_of(options)
@@ -120,6 +130,7 @@ def generator_samples(model: Exported, options: CalibrateOptions, threads: int) 
         first=part.start,
         threads=threads,
         are_drawn=options.labels is None,
+        decoded=decoded_numbers(options.pool, part) if decodes else (),
     )
 
 
@@ -240,7 +251,12 @@ def tokenizer_images(options: CalibrateOptions | ValidateOptions) -> ImageSource
 
 def require_stride(model: Exported, size: int) -> None:
     """Raises CalibrationError for a size that the tokenizer does not take."""
-    stride = tokenizer_of(model.manifest).stride
+    tokenizer = tokenizer_of(model.manifest)
+    stride, only = tokenizer.stride, tokenizer.image_size
+    if only not in (None, size):
+        raise CalibrationError(
+            f"sample size {size} is not the {only} of this tokenizer's images", do=f"--size {only}"
+        )
     if size % stride:
         raise CalibrationError(
             f"sample size {size} is not a multiple of the stride {stride}",

@@ -38,6 +38,7 @@ def error_text(value: float | None) -> str:
 # By the names that gates read; those that begin with a candidate or a part are like the plain ones.
 METRICS: dict[str, Format] = {
     **dict.fromkeys(("psnr", "psnr_min", "psnr_drop", "psnr_vs_fp32", "psnr_vs_fp32_min"), DB),
+    **dict.fromkeys(("decoder_psnr", "decoder_psnr_min"), DB),
     **dict.fromkeys(("ssim", "ssim_min", "ssim_drop", "ssim_vs_fp32", "ssim_vs_fp32_min"), SSIM),
     **dict.fromkeys(("latent_sqnr_db", "decoder_sqnr_db", "output_sqnr_db"), DB),
     **dict.fromkeys(("logits_sqnr_db", "condition_sqnr_db", "noise_sqnr_db", "site_sqnr_db"), DB),

@@ -69,7 +69,8 @@ class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     One token covers `stride` x `stride` pixels. `levels` are those of each scalar that is rounded,
     in tokenizers that do. Only families that divide the channels of a latent into groups, each
-    with a code of its own, say how many `groups`.
+    with a code of its own, say how many `groups`. Only those of several scales say the one
+    ``fixed_size`` of their images, in pixels, and how many ``tokens`` an image has.
     """
 
     stride: int
@@ -78,6 +79,13 @@ class TokenizerFacts(msgspec.Struct, frozen=True, kw_only=True):
     groups: int | msgspec.UnsetType = msgspec.UNSET
     latent_channels: int
     codebook_size: int | None = None
+    fixed_size: int | msgspec.UnsetType = msgspec.UNSET
+    tokens: int | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def image_size(self) -> int | None:
+        """Return the side of the only images that the tokenizer takes; None: any in strides."""
+        return None if self.fixed_size is msgspec.UNSET else self.fixed_size
 
     @property
     def codes_per_cell(self) -> int:

@@ -21,7 +21,7 @@ from ...graph.weight_file import SharedWeights
 from ...numerics.noise import decibels
 from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS, TEACHER_FORCED, Generator
-from ...runtime.sessions.open import SLOW_OPTIMIZERS, open_session, reference_session
+from ...runtime.sessions.open import SLOW_OPTIMIZERS, fast_session, open_session, reference_session
 from ...runtime.sessions.session import (
     Array,
     DeviceValue,
@@ -29,7 +29,8 @@ from ...runtime.sessions.session import (
     Session,
     SessionObserver,
 )
-from ...samples.files import graph_of, load_sample, sample_files
+from ...runtime.spec import DECODER
+from ...samples.files import DECODER_SAMPLES, graph_of, load_sample, sample_files
 from ..facts import EngineRow
 from .build import (
     CHECK_SAMPLES,
@@ -37,6 +38,7 @@ from .build import (
     REWRITING,
     TITLE,
     Progress,
+    build_engine,
     check_engine,
     engine_row,
     output_ranges,
@@ -56,7 +58,8 @@ def build_generator_engine(
 ) -> list[EngineRow]:
     """Rewrite the graphs of `source` into `output`, with `generator.json`, and check them.
 
-    A row's bytes are what its graph adds to the folder: shared weights count once.
+    A row's bytes are what its graph adds to the folder: shared weights count once. A quantized
+    image decoder is built as an image tokenizer's is, and shares nothing.
 
     Raises:
         BuildError: the engine is further from its Q/DQ graphs than rounding explains.
@@ -64,8 +67,12 @@ def build_generator_engine(
     found = {path.stem for path in source.glob("*.onnx")}
     # The graph of all positions does not generate: it is what accuracy is measured with.
     graphs = sorted(found - set(OTHER_GRAPHS) | found & {TEACHER_FORCED})
-    ranges = output_ranges(statistics)
+    ranges, decoded = output_ranges(statistics), samples.with_name(DECODER_SAMPLES)
+    apart = [DECODER] if is_quantized(source / f"{DECODER}.onnx") and decoded.is_dir() else []
+    graphs = [graph for graph in graphs if graph not in apart]
     rows, steps = [], len(graphs) + 2
+    if apart:
+        rows += build_engine(source, export, decoded, statistics, output, apart, progress=progress)
     with SharedWeights(output) as weights:
         for k, graph in enumerate(graphs):
             progress(REWRITING, k, steps)
@@ -83,9 +90,14 @@ def build_generator_engine(
         )
     check_runs(source, output, samples, graphs)
     progress(CHECKING, steps - 1, steps)
-    check_loop(source, output)
+    check_loop(source, output, apart=apart)
     progress(CHECKING, steps, steps)
     return rows
+
+
+def is_quantized(path: Path) -> bool:
+    """Return whether a graph has rounded weights or inputs."""
+    return any(node.op_type == "DequantizeLinear" for node in read_graph(path).graph)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -98,9 +110,17 @@ def checked_session(path: Path, threads: int) -> Session:
 
 
 def check_loop(
-    source: Path, engine: Path, *, session: OpenSession = checked_session, title: str = TITLE
+    source: Path,
+    engine: Path,
+    *,
+    session: OpenSession = checked_session,
+    title: str = TITLE,
+    apart: Collection[str] = (),
 ) -> None:
     """Generate an image with the engine, and run the Q/DQ graphs beside it on the same feeds.
+
+    But for graphs that are `apart`: those round outputs too, and were judged by what the Q/DQ graph
+    loses.
 
     Raises:
         BuildError: an output of a graph that differs by more than `LEAST_DB` allows.
@@ -108,6 +128,8 @@ def check_loop(
     opened: list[ComparedSession] = []
 
     def compared_session(path: Path, threads: int) -> Session:
+        if path.stem in apart:
+            return fast_session(path, threads)
         opened.append(ComparedSession(session(path, threads), source / path.name, threads))
         return opened[-1]
 

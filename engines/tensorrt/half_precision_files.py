@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import WorkspaceError
-from ...graph.sites import Site
+from ...graph.sites import EXACT_ROLES, Site
 from ...quantize.facts import OverflowTensor
 from ...quantize.overflow import fp32_nodes
 
@@ -35,7 +35,7 @@ def write_half_precision(
 ) -> Path:
     """Write the half-precision copy of a graph of `source` to `target`; return its path.
 
-    What `wide` lists stays in FP32, and so do searches of codes.
+    What `wide` lists stays in FP32, and so do searches of codes and what is looked up for them.
 
     Raises:
         WorkspaceError: the graph or its weights cannot be read, as by every other stage.
@@ -45,7 +45,7 @@ def write_half_precision(
     from ...graph.io import read_proto, require_weights
     from .half_precision import to_half_precision
 
-    decide = [site.node for site in sites if site.role == "codes"]
+    decide = [site.node for site in sites if site.role in EXACT_ROLES]
     model = read_proto(source / f"{graph}.onnx")
     require_weights(model, source / f"{graph}.onnx", WorkspaceError)
     onnx.load_external_data_for_model(model, str(source))

@@ -105,11 +105,18 @@ def tokenizer_profiles(graph: str, options: BuildOptions, tokenizer: TokenizerFa
             f"image_size {size} is not a multiple of the stride {stride}",
             do=f"use a multiple of {stride}",
         )
+    if tokenizer.image_size not in (None, size):
+        raise BuildError(
+            f"image_size {size} is not the {tokenizer.image_size} of this tokenizer's images",
+            do=f"use {tokenizer.image_size}",
+        )
     side = size // stride
     if graph not in TOKENIZER_GRAPHS:
         raise BuildError("is no graph of an image tokenizer", where=graph)
     if graph == "encoder":
         name, tail = "image", [3, size, size]
+    elif isinstance(tokenizer.tokens, int):
+        name, tail = "indices", [tokenizer.tokens]
     elif tokenizer.discrete:
         codes = tokenizer.codes_per_cell
         name, tail = "indices", [side, side, *([codes] if codes > 1 else [])]

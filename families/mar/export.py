@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from ...errors import ExportError
 from ...export.facts import Parity
 from ...export.shape import DYNAMIC, ExportShape
+from ..kl_vae.variants import NAME as VAE
 from ..shared.exporter import Compare, TransformerExporter
 from ..shared.job import ExportJob, guided_labels, load_parts
 from .config import MarConfig, MarJson, sampling_of
 from .spec import MarDefaults, MarSpec
-from .variants import VAE
 
 if TYPE_CHECKING:
     from ...export.weight_file import WeightFile
@@ -78,12 +78,8 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
         """Compute those of the autoencoder on photographs, and of the transformers on one."""
         import torch
 
-        from .parity import (
-            check_autoencoder_parity,
-            check_mar_parity,
-            compute_autoencoder_references,
-            compute_mar_references,
-        )
+        from ..kl_vae.parity import compute_autoencoder_references
+        from .parity import check_autoencoder_parity, check_mar_parity, compute_mar_references
 
         config = model.config
         images = job.pictures(config.side * tokenizer.config.stride)

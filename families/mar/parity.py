@@ -6,7 +6,6 @@ PyTorch computes first, and is released before the graphs are loaded.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ...export.facts import Difference
 from ...export.parity import Arrays, difference, require
 from ...runtime.sessions.open import fast_session, mapped_session
 from ...runtime.spec import TIMES
-from ..kl_vae.model import KlVae
+from ..kl_vae.parity import AutoencoderReferences
 from .diffusion import Diffusion
 from .model import MarTransformer
 
@@ -29,34 +28,11 @@ AT = (0, 61, 496, TIMES - 1)
 
 
 @dataclass(frozen=True, slots=True)
-class AutoencoderReferences:
-    """Hold PyTorch's results of N images; latents are times the generator's scale."""
-
-    images: Floats
-    latent: Floats
-    decoded: Floats
-
-
-@dataclass(frozen=True, slots=True)
 class References:
     """Hold feeds and outputs: of passes by known tokens, of the denoiser by time."""
 
     passes: dict[int, tuple[Arrays, Arrays]]
     denoised: dict[int, tuple[Arrays, Arrays]]
-
-
-@torch.inference_mode()
-def compute_autoencoder_references(
-    model: KlVae, images: Sequence[Floats], scale: float
-) -> AutoencoderReferences:
-    """Compute references of images [1, 3, H, W] in [-1, 1], of one size."""
-    stacked = np.concatenate(images)
-    latent = model.encode(torch.from_numpy(stacked))
-    return AutoencoderReferences(
-        images=stacked,
-        latent=(latent * scale).numpy(),
-        decoded=model.decode(latent).numpy(),
-    )
 
 
 def check_autoencoder_parity(folder: Path, wanted: AutoencoderReferences) -> tuple[Difference, ...]:

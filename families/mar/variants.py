@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from ..base import HubFile, Variant, unsized_variant
+from ..kl_vae.variants import HUB
+from ..kl_vae.variants import NAME as VAE
+from ..kl_vae.variants import PUBLISHED as PUBLISHED_VAE
 from .config import PUBLISHED, MarConfig
 
-VAE = "kl16"
-# The authors give files elsewhere; these were converted by others.
-HUB = "jadechoghari/mar"
 # Bytes and digests are those of the Git LFS pointers in the repository's commits.
 PUBLISHED_FILES = {
     "base": (831_736_456, "d8735425f563a88bd7aabc5ff8ac43d2b3dbb0777b8dc4e0dbcb1abfb6c5cb07"),
     "large": (1_913_355_128, "558ed22f240aad7a4c6fd1add604a58b30610c8ae62a9d608fa8fefb3846bb45"),
     "huge": (3_769_676_360, "cac36cd25a1bee61c9f0aa705748fd5b17eb8833048dfb6cc3bedb7b6412c08d"),
 }
-VAE_SHA256 = "ae6e66b66cce64248cace5aa6cf8bdb3e834947801cbf7e059028592e2b1de31"
 GRAPHS = ("encoder", "decoder", "pass", "denoise")
 
 
@@ -35,7 +34,7 @@ def mar_entry(size: str, parameters: int) -> Variant:
     config, files = PUBLISHED[size[0]][0], mar_files(size)
     published = (
         HubFile(HUB, f"mar-{size}.safetensors", *PUBLISHED_FILES[size], license="MIT"),
-        HubFile(HUB, f"{VAE}.safetensors", 265_856_244, VAE_SHA256, license="MIT"),
+        PUBLISHED_VAE,
     )
     name = f"mar-{size[0]}"
     return Variant(name, "mar", parameters, config, files, HUB, GRAPHS, published=published)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...export.shape import DYNAMIC, ExportShape
+from ..maskgit_vq.variants import NAME as TOKENIZER
 from ..shared.exporter import TokenMapExporter, raster_fields
 from ..shared.job import ExportJob
 from .config import RarConfig, RarJson, sampling_of
 from .spec import RarDefaults, RarSpec
-from .variants import TOKENIZER
 
 if TYPE_CHECKING:
     from torch import Tensor

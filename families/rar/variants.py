@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..base import HubFile, Variant, unsized_variant
+from ..maskgit_vq.variants import HUB as TOKENIZER_HUB
+from ..maskgit_vq.variants import NAME as TOKENIZER
+from ..maskgit_vq.variants import PUBLISHED as PUBLISHED_TOKENIZER
 from .config import PUBLISHED, RarConfig
 
-TOKENIZER = "maskgit-vqgan-imagenet-f16-256"
 HUB = "yucornetto/RAR"
-TOKENIZER_HUB = "fun-research/TiTok"
 # Bytes and digests are those of the Git LFS pointers in the repositories' commits.
 PUBLISHED_FILES = {
     "b": (1_043_822_726, "cbbf4b27dc36afae77fdb2fe0d6b9b5b7446eae45f1a9f91d442ab0b315b9ebf"),
@@ -17,7 +18,6 @@ PUBLISHED_FILES = {
     "xl": (3_821_901_843, "7b4cec5c76f18dc7a3ea055a6b0cc4c5748c533768eed71564a88d897c762bc8"),
     "xxl": (5_994_340_236, "85aba44fef7aecfd879829077e541f09da4c29da3b1fd374837601d7322bf6ff"),
 }
-TOKENIZER_SHA256 = "424e7f2b11d1d63691ae3fbab74cf6c417ecbe0d8f86187b71f3538c7b56f6d2"
 GRAPHS = ("encoder", "decoder", "condition", "step", "full")
 
 
@@ -32,7 +32,7 @@ def rar_entry(size: str, parameters: int) -> Variant:
     terms: dict[str, Any] = {"license": "Apache-2.0", "login": False}
     published = (
         HubFile(HUB, f"rar_{size}.bin", *PUBLISHED_FILES[size], **terms),
-        HubFile(TOKENIZER_HUB, f"{TOKENIZER}.bin", 218_124_077, TOKENIZER_SHA256, **terms),
+        PUBLISHED_TOKENIZER,
     )
     return Variant(
         f"rar-{size}", "rar", parameters, config, files, HUB, GRAPHS, elsewhere, published

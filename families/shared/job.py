@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ...errors import ExportError
 from ...export.facts import PartParameters
 from ...export.shape import DYNAMIC, ExportShape
-from ...graph.sites import Site, SiteMap
+from ...graph.sites import Site, SiteMap, may_be_planned
 from ...runtime.families import find_family
 from ...runtime.images import FloatImage, center_crop, to_model
+from ...runtime.spec import DECODER
 from ...samples.images import ImageSource
 from ...workspace.files import encode_json
 from ...workspace.stage import Reporter
@@ -124,12 +125,17 @@ def write_parts(
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
     with WeightFile(folder) as weights:
         sites = export(weights, properties)
-    (folder / "sites.json").write_bytes(
-        encode_json(SiteMap(sites=sites, graphs=spec.calibrated_graphs))
-    )
+    graphs = (*spec.calibrated_graphs, *quantizable_decoder(sites))
+    (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=graphs)))
     (folder / "generator.json").write_bytes(encode_json(spec))
     transformer, tokenizer = (sum(p.numel() for p in model.parameters()) for model in models)
     return PartParameters(transformer=transformer, tokenizer=tokenizer)
+
+
+def quantizable_decoder(sites: Sequence[Site]) -> tuple[str, ...]:
+    """Return the decoder's graph if the method takes one of its sites."""
+    able = (s.graph == DECODER and may_be_planned(s) and s.excluded is None for s in sites)
+    return (DECODER,) if any(able) else ()
 
 
 def mark_norms(job: ExportJob, tokenizer: HasConfig, size: int) -> None:

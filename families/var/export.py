@@ -12,9 +12,9 @@ from ...export.shape import DYNAMIC, ExportShape
 from ...runtime.spec import Defaults
 from ..shared.exporter import Compare, TransformerExporter
 from ..shared.job import ExportJob, guided_labels, load_parts
+from ..var_vqvae.variants import NAME as VAE
 from .config import VarConfig, read_config_json
 from .spec import VarSpec
-from .variants import VAE
 
 if TYPE_CHECKING:
     from ...export.weight_file import WeightFile

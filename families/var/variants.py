@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from ..base import HubFile, Variant, unsized_variant
 from ..var_vqvae.config import PATCH_NUMS_256, PATCH_NUMS_512
+from ..var_vqvae.variants import HUB
+from ..var_vqvae.variants import NAME as VAE
+from ..var_vqvae.variants import PUBLISHED as PUBLISHED_VAE
 from .config import VarConfig
 from .config import published as published_config
 
-VAE = "vae_ch160v4096z32"
-HUB = "FoundationVision/var"
 GRAPHS = ("encoder", "decoder", "lookup", "update", "condition", "step", "full")
 # Bytes and digests are those of the Git LFS pointers in the repository's commits; the pointers of
 # the others were not found in public documents.
 PUBLISHED_FILES = {
-    VAE: (436_075_834, "7c3ec27ae28a3f87055e83211ea8cc8558bd1985d7b51742d074fb4c2fcf186c"),
     "var_d16": (1_243_116_346, "4f6151aad91c94e03e224dd7358d8389fa05301c0c291279566998efb54b0ecb"),
     "var_d20": (2_405_720_018, "f7d232978e6fe82a4f2e0f5d82b012e01b1aa5abfe93ce2b56104ec0e878a10f"),
     "var_d24": (4_135_702_618, "1f5fa9cfec7be1c60034511eeacde06e24892f416d3d1e5fd227fdac56293dfc"),
@@ -29,11 +29,8 @@ def var_files(name: str) -> tuple[tuple[str, ...], ...]:
 
 def var_published(name: str) -> tuple[HubFile, ...]:
     """Return the two files of a published VAR, which is licensed as its code is."""
-    facts = ((stem, *PUBLISHED_FILES.get(stem, (None, None))) for stem in (name, VAE))
-    return tuple(
-        HubFile(HUB, f"{stem}.pth", size, digest, license="MIT", login=False)
-        for stem, size, digest in facts
-    )
+    size, digest = PUBLISHED_FILES.get(name, (None, None))
+    return HubFile(HUB, f"{name}.pth", size, digest, license="MIT", login=False), PUBLISHED_VAE
 
 
 def var_entry(depth: int, parameters: int, config: VarConfig) -> Variant:

@@ -62,6 +62,20 @@ class VarDecoderGraph(nn.Module):
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
 
 
+class VarTokensGraph(nn.Module):
+    """Decode the codes of all scales, int32 [N, L], to an image [N, 3, H, H], not clamped."""
+
+    def __init__(self, model: VarVqvae) -> None:
+        super().__init__()
+        self.decoder = model.decoder
+        self.post_quant_conv = model.post_quant_conv
+        self.quantize = GraphQuantizer(model.quantize)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        latent = self.quantize.decode(indices)
+        return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
+
+
 class VarLookupGraph(nn.Module):
     """Look up indices int32 [N, L]: latent [N, C, h, h], features [N, L - p_0**2, C].
 
@@ -113,6 +127,15 @@ def encoder_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:
 def decoder_excluded() -> dict[str, str]:
     """Return the sites of decoder.onnx that stay in high precision, with the reason."""
     return dict.fromkeys(("post_quant_conv", "decoder.conv_in", "decoder.conv_out"), FIRST_OR_LAST)
+
+
+def tokens_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:
+    """Return the sites of a decoder of codes that stay in high precision, with the reason."""
+    return {
+        **decoder_excluded(),
+        **{phi_path(phi): SUMMED for phi in quantizer.config.phi_of_scale},
+        **{f"quantize.up.{k}": RESIZE for k in range(quantizer.last)},
+    }
 
 
 def lookup_excluded(quantizer: MultiScaleQuantizer) -> dict[str, str]:

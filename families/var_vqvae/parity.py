@@ -56,6 +56,44 @@ class TokenizerReferences:
     decoded: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class CodeReferences:
+    """Hold `TokenizerReferences` of N images for the tokenizer alone."""
+
+    lengths: tuple[int, ...]
+    images: Floats
+    indices: NDArray[np.int64]
+    distances: Floats
+    latent: Floats
+    decoded: Floats
+
+    def may_differ(self, tokens: NDArray[np.int32], error: float) -> Flags:
+        """Return tokens near a boundary, and those behind a scale where such a one differs."""
+        return may_differ(self, tokens != self.indices, error)
+
+
+@torch.inference_mode()
+def compute_code_references(model: VarVqvae, images: Sequence[Floats]) -> CodeReferences:
+    """Compute references of images [1, 3, H, H] in [-1, 1]."""
+    quantizer = model.quantize
+    stacked = np.concatenate(images)
+    latent = model.encode(torch.from_numpy(stacked))
+    indices = quantizer.encode(latent)
+    total = torch.zeros_like(latent)
+    distances = []
+    for scale, codes in enumerate(quantizer.split(indices)):
+        distances.append(boundary_distance(quantizer, scale, latent - total))
+        total = total + quantizer.contribution(scale, codes)
+    return CodeReferences(
+        lengths=model.config.lengths,
+        images=stacked,
+        indices=indices.numpy(),
+        distances=torch.cat(distances, dim=1).numpy(),
+        latent=latent.numpy(),
+        decoded=model.decode(total).numpy(),
+    )
+
+
 @torch.inference_mode()
 def compute_tokenizer_references(
     model: VarVqvae, word_embed: nn.Linear, images: Sequence[Floats]
@@ -141,7 +179,7 @@ def check_updates(folder: Path, wanted: TokenizerReferences, form: ExportShape) 
     return differences
 
 
-def may_differ(wanted: TokenizerReferences, unequal: Flags, error: float) -> Flags:
+def may_differ(wanted: TokenizerReferences | CodeReferences, unequal: Flags, error: float) -> Flags:
     """Return tokens [N, L] near a boundary, and all after a scale where one of those differs.
 
     `error` is the largest of the latent, relative to its RMS.

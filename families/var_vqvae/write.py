@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 import torch
+from msgspec.structs import replace
 from torch import nn
 from torch.export import Dim
 
@@ -18,10 +19,12 @@ from .graphs import (
     VarDecoderGraph,
     VarEncoderGraph,
     VarLookupGraph,
+    VarTokensGraph,
     VarUpdateGraph,
     decoder_excluded,
     encoder_excluded,
     lookup_excluded,
+    tokens_excluded,
     update_excluded,
 )
 from .model import VarVqvae
@@ -42,16 +45,9 @@ def export_var_tokenizer(
     method takes. `form` is that of the graphs that generate: the encoder and the lookup have a
     dynamic batch in any.
     """
-    quantizer, config = model.quantize, model.config
+    quantizer = model.quantize
     sites: tuple[Site, ...] = ()
-    codec = properties | {
-        "arvg_trt.stride": str(config.image_size // config.latent_size),
-        "arvg_trt.image_size": str(config.image_size),
-        "arvg_trt.codebook_size": str(config.vocab_size),
-        "arvg_trt.latent_channels": str(config.latent_channels),
-        "arvg_trt.tokens": str(sum(config.lengths)),
-        "arvg_trt.image_range": "-1,1",
-    }
+    codec = codec_properties(model, properties)
     if form.static_batch:
         codec["arvg_trt.batch"] = str(form.static_batch)
     for name, graph, excluded in (
@@ -68,6 +64,45 @@ def export_var_tokenizer(
     return sites
 
 
+def export_var_vqvae(
+    model: VarVqvae, weights: WeightFile, properties: dict[str, str]
+) -> tuple[Site, ...]:
+    """Write encoder and decoder of the tokenizer alone through `weights`; return their sites."""
+    quantizer = model.quantize
+    sites: tuple[Site, ...] = ()
+    for name, graph, excluded in (
+        ("encoder", encoder_graph(model), encoder_excluded(quantizer)),
+        ("decoder", tokens_graph(model), tokens_excluded(quantizer)),
+    ):
+        found = sites_by_name(graph, name, excluded)
+        sites += found if name == "encoder" else tuple(map(named_as_lookup, found))
+        weights.save(graph, name, codec_properties(model, properties))
+    return sites
+
+
+def named_as_lookup(site: Site) -> Site:
+    """Return a decoder's site with a name of its own: a plan has one entry a name."""
+
+    def own(name: str) -> str:
+        return f"lookup.{name.removeprefix('quantize.')}" if name.startswith("quantize.") else name
+
+    shared = tuple(map(own, site.shares_input_with))
+    return replace(site, name=own(site.name), shares_input_with=shared)
+
+
+def codec_properties(model: VarVqvae, properties: dict[str, str]) -> dict[str, str]:
+    """Return what encoder and decoder say of themselves."""
+    config = model.config
+    return properties | {
+        "arvg_trt.stride": str(config.image_size // config.latent_size),
+        "arvg_trt.image_size": str(config.image_size),
+        "arvg_trt.codebook_size": str(config.vocab_size),
+        "arvg_trt.latent_channels": str(config.latent_channels),
+        "arvg_trt.tokens": str(sum(config.lengths)),
+        "arvg_trt.image_range": "-1,1",
+    }
+
+
 def encoder_graph(model: VarVqvae) -> ir.Model:
     size = model.config.image_size
     image = torch.zeros(EXAMPLES, 3, size, size)
@@ -79,6 +114,11 @@ def decoder_graph(model: VarVqvae, form: ExportShape = DYNAMIC) -> ir.Model:
     latent = torch.zeros(form.static_batch or EXAMPLES, *model.config.latent_shape)
     dynamic = None if form.static_batch else ({0: Dim("batch")},)
     return trace(VarDecoderGraph(model), (latent,), dynamic, ["latent"], ["image"])
+
+
+def tokens_graph(model: VarVqvae) -> ir.Model:
+    indices = torch.zeros(EXAMPLES, sum(model.config.lengths), dtype=torch.int32)
+    return trace(VarTokensGraph(model), (indices,), ({0: Dim("batch")},), ["indices"], ["image"])
 
 
 def lookup_graph(model: VarVqvae) -> ir.Model:

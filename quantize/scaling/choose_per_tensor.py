@@ -27,7 +27,6 @@ from ...calibrate.statistics import Statistics
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import SiteMap
 from ...recipe.quantize import MAX_MEMORY, QuantizeOptions
-from ...samples.files import sample_files
 from ..groups import InputGroup, site_statistics, summarize
 from ..plan import ATTENTION_ROLES
 from .gps import gain_scalings_of
@@ -88,7 +87,7 @@ def search_ways(
     nothing is scaled then. Second moments stay below `max_memory` bytes.
     """
     searched = [group for group in groups if is_searched(group)]
-    count = len(sample_files(run.samples))
+    count = run.size
     if not searched or count < 2:
         return {group.key: NONE for group in searched}
     rows = max(int(np.max(site_statistics(statistics, g.key).count)) for g in searched) / count

@@ -62,7 +62,7 @@ def search_items(
     """
     entries = {entry.name: entry for entry in plan.sites}
     items = []
-    for site in source.planned.sites:
+    for site in source.split[0].calibrated.sites:
         entry = entries[site.name]
         barred = any(fnmatchcase(site.name, pattern) for pattern in options.exclude)
         weighty = site.weight is not None and site.role not in CONSTANT_ROLES
@@ -171,8 +171,8 @@ class Model:
         self.inputs = inputs
         self.statistics: Statistics = load_statistics(source.calibrate / "statistics.safetensors")
         probes = {}
-        for graph in source.planned.graphs:
-            weighted = [s for s in source.planned.of_graph(graph) if s.weight is not None]
+        for graph in source.split[0].graphs:
+            weighted = [s for s in source.split[0].of_graph(graph) if s.weight is not None]
             probes[graph] = PerturbedGraph(
                 source.export / f"{graph}.onnx",
                 [item.site for item in items if item.site.graph == graph],

@@ -95,7 +95,7 @@ def test_executor_makes_what_one_process_makes(
     assert samples_of(made) == samples_of(whole)
     assert_same(statistics_of(made), statistics_of(whole))
     files = {name.partition("/")[0] for name in digests(made / "calibrate")}
-    assert files == {"samples", STATISTICS, MANIFEST}
+    assert files == {"samples", "decoder-samples", STATISTICS, MANIFEST}
     assert manifest_of(made)["options"] == manifest_of(whole)["options"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from arvg_trt.errors import RecipeError
 from arvg_trt.graph.sites import Site, SiteMap
 from arvg_trt.numerics.scheme import ActivationFormat, Plan, SitePlan, WeightFormat
-from arvg_trt.quantize.plan import check_plan, make_plan
+from arvg_trt.quantize.plan import check_plan, make_plan, with_float_decoder
 from arvg_trt.recipe.quantize import QuantizeOptions
 
 
@@ -52,6 +52,66 @@ def test_plan_has_every_site_in_order_with_a_reason_where_it_stays_float() -> No
     assert chosen.weight == WeightFormat(bits=6)
     assert chosen.activation == ActivationFormat(bits=7) and chosen.smoothing == 0.3
     assert named(plan)["decoder.up.conv1"].weight == WeightFormat(bits=8)
+
+
+WITH_DECODER = SiteMap(
+    sites=(
+        site("blocks.0.fc1", "full", op="MatMul", role="fc1", weight_shape=(8, 8)),
+        site("decoder.up.conv1", "decoder"),
+        site("decoder.mid.q", "decoder", role="q"),
+        site("decoder.mid.bmm_qk", "decoder", role="bmm_qk", weight=None, excluded="attention"),
+    ),
+    graphs=("full", "decoder"),
+)
+
+
+def decoder_plan(**options: object) -> dict[str, SitePlan]:
+    return named(make_plan(WITH_DECODER, QuantizeOptions(**options), decoder="decoder"))
+
+
+def test_a_generators_decoder_has_bits_of_its_own_and_inputs_of_eight() -> None:
+    plan = decoder_plan(weight_bits=6, activation_bits=6, decoder_bits=4)
+    assert plan["blocks.0.fc1"].weight == WeightFormat(bits=6)
+    assert plan["blocks.0.fc1"].activation == ActivationFormat(bits=6)
+    assert plan["decoder.up.conv1"].weight == WeightFormat(bits=4)
+    assert plan["decoder.up.conv1"].activation == ActivationFormat(bits=8)
+    assert plan["decoder.mid.q"].activation is None
+    assert plan["decoder.mid.bmm_qk"] == SitePlan(name="decoder.mid.bmm_qk", reason="attention")
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_bits": 8}, {"decoder_bits": 32}])
+def test_a_recipe_that_says_nothing_of_a_decoder_leaves_it_in_float(
+    options: dict[str, object],
+) -> None:
+    plan = decoder_plan(**options)
+    assert plan["blocks.0.fc1"].weight == WeightFormat(bits=8)
+    assert plan["decoder.up.conv1"] == SitePlan(name="decoder.up.conv1", reason="decoder_bits = 32")
+
+
+def test_beside_float_inputs_a_decoder_has_weights_alone() -> None:
+    plan = decoder_plan(activation_bits=32, decoder_bits=8)
+    assert plan["decoder.up.conv1"].weight == WeightFormat(bits=8)
+    assert plan["decoder.up.conv1"].activation is None
+
+
+def test_a_quantized_attention_leaves_that_of_the_decoder_in_float() -> None:
+    product = site("blocks.0.bmm_qk", "full", role="bmm_qk", weight=None, excluded="attention")
+    sites = msgspec.structs.replace(WITH_DECODER, sites=(*WITH_DECODER.sites, product))
+    options = QuantizeOptions(attention="int8", decoder_bits=8)
+    plan = named(make_plan(sites, options, decoder="decoder"))
+    assert plan["blocks.0.bmm_qk"].other is not None
+    assert plan["decoder.mid.bmm_qk"].other is None
+    with pytest.raises(RecipeError, match="this model has none to quantize"):
+        make_plan(WITH_DECODER, options, decoder="decoder")
+
+
+def test_a_plan_that_names_no_site_of_the_decoder_leaves_it_in_float() -> None:
+    older = Plan(sites=(SitePlan(name="blocks.0.fc1", weight=WeightFormat(bits=8)),))
+    entries = check_plan(with_float_decoder(older, WITH_DECODER, "decoder"), WITH_DECODER)
+    assert [name for name, entry in entries.items() if entry.weight] == ["blocks.0.fc1"]
+    partly = Plan(sites=(*older.sites, SitePlan(name="decoder.up.conv1")))
+    with pytest.raises(RecipeError, match="has no entry"):
+        check_plan(with_float_decoder(partly, WITH_DECODER, "decoder"), WITH_DECODER)
 
 
 def test_half_left_in_high_precision_says_so() -> None:

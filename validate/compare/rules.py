@@ -44,6 +44,7 @@ RULES = (
     Rule("token_agreement", "Tokens equal to FP32", "higher", 0.005),
     Rule("latent_sqnr_db", "Latent SQNR", "higher", 0.2),
     Rule("decoder_sqnr_db", "Decoder SQNR", "higher", 0.2),
+    Rule("decoder_psnr", "PSNR of the image decoder", "higher", 0.3),
     Rule("output_sqnr_db", "SQNR of the worst output", "higher", 0.2),
     Rule("output_cosine", "Cosine of the worst output", "higher", 0.0001),
     Rule("output_equal", "Equal integers of the worst output", "higher", 0.005),

@@ -12,8 +12,9 @@ from .sampled import Sampled
 _EXTREME = "the worst of the samples tells nothing of those not measured"
 _REPEATED = "images drawn twice bring the sets apart, so that drawing them again misleads"
 # By their plain names: what no interval can be had of, and why.
+_WORST = ("psnr_min", "ssim_min", "psnr_vs_fp32_min", "ssim_vs_fp32_min", "decoder_psnr_min")
 WITHOUT_INTERVAL: dict[str, str] = {
-    **dict.fromkeys(("psnr_min", "ssim_min", "psnr_vs_fp32_min", "ssim_vs_fp32_min"), _EXTREME),
+    **dict.fromkeys(_WORST, _EXTREME),
     "output_max_error": _EXTREME,
     **dict.fromkeys(("codebook_use", "codebook_perplexity"), "more samples use more entries"),
     "site_sqnr_db": "it is of the worst site, over few samples",

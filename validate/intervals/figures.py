@@ -88,6 +88,7 @@ PICTURES: dict[str, Callable[[GeneratedImageAccuracy], Sampled]] = {
     "psnr_vs_fp32": lambda a: mean(a.psnr_vs_fp32.each),
     "ssim_vs_fp32": lambda a: mean(a.ssim_vs_fp32.each if a.ssim_vs_fp32 else (), most=1.0),
     "latent_sqnr_db": lambda a: sqnr(a.sums["latent_signal"], a.sums["latent_noise"]),
+    "decoder_psnr": lambda a: mean(a.decoder_psnr.each if a.decoder_psnr else ()),
     "ms_ssim_vs_fp32": lambda a: mean(a.pairs["ms_ssim"].each),
     "lpips_vs_fp32": lambda a: mean(a.pairs["lpips"].each),
     "dists_vs_fp32": lambda a: mean(a.pairs["dists"].each),

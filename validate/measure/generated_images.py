@@ -35,6 +35,9 @@ class Features:
     extract: Callable[[Images], NDArray[Any]]
 
 
+Decode = Callable[[NDArray[Any]], Images]  # tokens or latents of a batch -> its images
+
+
 class _Accumulator:
     """Collect numbers and features of one candidate's images, never the images."""
 
@@ -50,6 +53,7 @@ class _Accumulator:
         self.tokens = 0
         self.length = 0
         self.latent = SignalAndNoise()
+        self.decoded: list[float] = []
         self.features: dict[str, list[NDArray[Any]]] = {n.key: [] for n in networks}
         self.sums = SampleSums()
 
@@ -85,6 +89,7 @@ class _Accumulator:
             latent_sqnr_db=None if discrete else none_if_infinite(self.latent.decibels()),
             psnr_vs_fp32=Summary.of(self.psnr),
             ssim_vs_fp32=Summary.of(self.ssim) if self.ssim else None,
+            decoder_psnr=Summary.of(self.decoded) if self.decoded else None,
             frechet=frechet,
             sums=self.sums.columns(),
             pairs={name: row for name, row in found.items() if row is not None},
@@ -101,13 +106,14 @@ def measure_generated_images(
     keep: int,
     progress: Callable[[int], None],
     pairs: Mapping[str, Pair] | None = None,
+    decoders: Mapping[str, Decode] | None = None,
 ) -> tuple[dict[str, GeneratedImageAccuracy], list[ComparedImage]]:
     """Compare batches of images with FP32's, one batch in memory at a time.
 
-    Candidates come in the same batches as FP32. `names` are those of the images. `others` are as
-    many FP32 images of other seeds, and are read only if there are `networks`. The first `keep`
-    images are returned. `pairs` are further measures of an image and FP32's. `progress` is called
-    with the number of images done.
+    Candidates come in the same batches as FP32; their `decoders` also get FP32's tokens. `names`
+    are those of the images. `others` are as many FP32 images of other seeds, and are read only if
+    there are `networks`. The first `keep` images are returned. `pairs` are further measures of an
+    image and FP32's. `progress` is called with the number of images done.
 
     Raises:
         AccuracyError: images or tokens of another shape than FP32's, features that are not finite.
@@ -121,6 +127,9 @@ def measure_generated_images(
         for name, own in zip(candidates, made, strict=True):
             require_alike(name, names[done], wanted, own)
             accumulators[name].add(wanted, own, names[done : done + len(wanted[0])])
+            if decoders and name in decoders:
+                decoded = decoders[name](wanted[1])
+                accumulators[name].decoded += map(psnr, wanted[0], decoded)
             collect(accumulators[name], networks, own[0])
         for k in range(min(len(wanted[0]), keep - len(shown_images))):
             shown = {name: own[0][k] for name, own in zip(candidates, made, strict=True)}

@@ -36,8 +36,9 @@ class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     None where all ``length`` are the same. Both are None and empty where tokens are continuous:
     then ``latent_sqnr_db`` compares the latents (None for no error, or discrete tokens). PSNR and
     SSIM compare 8-bit images with FP32's, SSIM only those with sides of 11 or more; so do the
-    measures of ``pairs``, by name. ``sums`` has, by image, its ``equal`` tokens or the energies of
-    latents; a report of version 1 has none.
+    measures of ``pairs``, by name. ``decoder_psnr`` compares what the candidate's decoder makes of
+    FP32's own tokens (None where it is FP32's). ``sums`` has, by image, its ``equal`` tokens or the
+    energies of latents; a report of version 1 has none.
     """
 
     token_agreement: float | None
@@ -46,6 +47,7 @@ class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_u
     latent_sqnr_db: float | None
     psnr_vs_fp32: Summary
     ssim_vs_fp32: Summary | None
+    decoder_psnr: Summary | None = None
     frechet: tuple[FrechetRow, ...] = ()
     sums: dict[str, tuple[float, ...]] = {}
     pairs: dict[str, PerImage] = {}
@@ -95,6 +97,8 @@ _PICTURES: dict[str, Callable[[GeneratedImageAccuracy], float | None]] = {
     "first_difference": lambda a: a.median_first_difference,
     "psnr_vs_fp32": lambda a: decibels(a.psnr_vs_fp32.mean),
     "psnr_vs_fp32_min": lambda a: decibels(a.psnr_vs_fp32.min),
+    "decoder_psnr": lambda a: decibels(a.decoder_psnr.mean) if a.decoder_psnr else None,
+    "decoder_psnr_min": lambda a: decibels(a.decoder_psnr.min) if a.decoder_psnr else None,
     "ssim_vs_fp32": lambda a: a.ssim_vs_fp32.mean if a.ssim_vs_fp32 else None,
     "ssim_vs_fp32_min": lambda a: a.ssim_vs_fp32.min if a.ssim_vs_fp32 else None,
 }

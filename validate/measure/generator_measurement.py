@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
@@ -18,10 +21,12 @@ from ...recipe.validate import ValidateOptions
 from ...runtime.families import SPEC_FILE
 from ...runtime.folders import opener
 from ...runtime.generator import Generated, Generator, choose_sampling
+from ...runtime.images import from_model
 from ...runtime.sessions.open import fast_session, reference_session
-from ...runtime.sessions.session import OpenSession
-from ...runtime.spec import TEACHER_FORCED, GeneratorSpec
+from ...runtime.sessions.session import OpenSession, Session
+from ...runtime.spec import DECODER, TEACHER_FORCED, GeneratorSpec
 from ...samples.base import SampleSource
+from ...samples.decoded import MakeFeeds, decoder_feeds
 from ...samples.encoded import EncodedImages
 from ...samples.generated import GeneratedSamples
 from ...samples.sources import held_out_images
@@ -34,7 +39,7 @@ from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import Pair, open_pairs
 from ..report.schema import ENGINE, FP32, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import open_features
-from .generated_images import Batch, Features, Images, measure_generated_images
+from .generated_images import Batch, Decode, Features, Images, measure_generated_images
 from .generator_accuracy import GeneratorAccuracy
 from .measurement import Folders, Measurements, Progress
 from .teacher_forcing import measure_teacher_forced
@@ -125,6 +130,7 @@ class GeneratorMeasurement:
                     name: batches(self.generated.batches(generator))
                     for name, generator in generators.items()
                 },
+                decoders=self._decoders(folders, device),
                 networks=self.networks,
                 pairs=self.pairs,
                 others=self._others(),
@@ -222,6 +228,22 @@ class GeneratorMeasurement:
         allowed = self.options.allow_fallback
         return opener(folders[ENGINE], fast_session, device, allow_fallback=allowed)
 
+    def _decoders(self, folders: Folders, device: str) -> dict[str, Decode]:
+        """Return the image decoders that the method takes, of the Q/DQ graphs and the engine."""
+        if DECODER not in load_sites(self.export).graphs:
+            return {}
+        feeds = decoder_feeds(self.export, self._spec, self.options.threads)
+        openers: dict[str, OpenSession] = {
+            QDQ: reference_session,
+            ENGINE: self._engine_graphs(folders, device),
+        }
+        sessions = {
+            name: open_graph(folders[name] / f"{DECODER}.onnx", self.options.threads)
+            for name, open_graph in openers.items()
+            if name in folders
+        }
+        return {name: partial(decoded_images, feeds, each) for name, each in sessions.items()}
+
     def _others(self) -> Iterator[Images]:
         """Yield FP32's images of the next seed."""
         seed = self.options.seed + 1
@@ -244,6 +266,12 @@ def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]
     )
     end = time.perf_counter()
     return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}
+
+
+def decoded_images(feeds: MakeFeeds, decoder: Session, tokens: NDArray[Any]) -> Images:
+    """Return the images uint8 [B, H, W, 3] of tokens [B, L] or latents [B, c, h, w]."""
+    images = decoder.run(feeds(tokens))["image"][: len(tokens)].astype(np.float32)
+    return np.stack([from_model(image[None]) for image in images])
 
 
 def batches(made: Iterator[Generated]) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ from ...recipe.validate import ValidateOptions
 from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS
 from ...runtime.packed.expand import megabytes
+from ...runtime.spec import DECODER
 from ...workspace.facts import Exported, kind_of
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter
@@ -30,6 +31,9 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
     sizes = {}
     if generates:
         sizes["structure of all graphs"] = sum(p.stat().st_size for p in folder.glob("*.onnx"))
+        alone = folder / f"{DECODER}.onnx.data"
+        if alone.is_file():
+            sizes["weights of the image decoder"] = alone.stat().st_size
     shared = folder / SHARED_WEIGHTS
     for graph in () if generates else load_sites(folder).graphs:
         files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}

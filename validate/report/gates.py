@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 
 from ...errors import RecipeError, nearest
+from ...quantize.facts import SiteRow
+from ...runtime.spec import DECODER
 from ..intervals.bootstrap import more_to_decide
 from ..intervals.figure import COUNTED, WITHOUT_INTERVAL, Figure, plain
 
@@ -26,6 +28,7 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+RAISED = 3  # sites that the advice on an image decoder names
 _LEVEL = r"\s*(?:@\s*(?P<level>\S+?)\s*%)?\s*"
 _METRIC = r"(?P<metric>[A-Za-z_][\w.]*)"
 _EXPRESSION = re.compile(
@@ -156,6 +159,22 @@ def evaluate(
     `figure_at` gives a metric's interval at a level in (0, 1), for gates that ask for one.
     """
     return [_evaluate(gate, metrics.get(gate.metric), figure_at) for gate in gates]
+
+
+def advice(failed: Iterable[GateResult], sites: Iterable[SiteRow]) -> str:
+    """Return what to do about failed gates; of an image decoder's, which sites to raise first."""
+    if not any(metric_of(gate.expression).startswith("decoder_psnr") for gate in failed):
+        return "open the report, then change the recipe or the gate"
+    noise = {
+        site.name: min(known)
+        for site in sites
+        if site.graph == DECODER
+        and (known := [v for v in (site.weight_sqnr_db, site.activation_sqnr_db) if v is not None])
+    }
+    worst = sorted(noise, key=lambda name: noise[name])[:RAISED]
+    named = ", ".join(f"{name} ({noise[name]:.1f} dB)" for name in worst)
+    more = f"exclude those that are rounded most coarsely, {named}; or set " if worst else "set "
+    return f"{more}decoder_bits = 32, or change the gate"
 
 
 def _evaluate(gate: Gate, value: float | None, figure_at: FigureAt | None) -> GateResult:

@@ -45,6 +45,8 @@ IMAGE_ROWS: tuple[tuple[str, str, Format], ...] = (
     ("MS-SSIM to FP32's image, mean", "ms_ssim_vs_fp32", SSIM),
     ("LPIPS to FP32's image, mean", "lpips_vs_fp32", LIKENESS),
     ("DISTS to FP32's image, mean", "dists_vs_fp32", LIKENESS),
+    ("PSNR of the decoder alone, FP32's tokens, mean", "decoder_psnr", DB),
+    ("PSNR of the decoder alone, FP32's tokens, worst", "decoder_psnr_min", DB),
 )
 
 

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from arvg_trt.errors import BundleError, ExportError
+from arvg_trt.families.kl_vae.parity import compute_autoencoder_references
 from arvg_trt.families.mar.parity import (
     AT,
     References,
     check_autoencoder_parity,
     check_mar_parity,
-    compute_autoencoder_references,
     compute_mar_references,
     known_counts,
 )

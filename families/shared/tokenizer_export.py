@@ -1,0 +1,149 @@
+"""Export the tokenizer of a generator alone, over a few hooks of its family."""
+
+from __future__ import annotations
+
+import gc
+from abc import abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic
+
+from ...errors import ExportError
+from ...export.facts import CheckpointFacts, Parity
+from ...graph.sites import SiteMap
+from ...runtime.families import built_in_families
+from ...workspace.facts import TokenizerFacts
+from ...workspace.files import encode_json
+from ..base import Exporter
+from .job import PARITY_SIZE, ExportJob, Tokenizer, mark_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...export.weight_file import WeightFile
+    from ...graph.sites import Site
+    from .vq import VqTokenizer
+    from .vq_parity import References
+
+
+class TokenizerExporter(Exporter, Generic[Tokenizer]):
+    """Exports an encoder and a decoder from the file of a tokenizer.
+
+    A checkpoint that also holds a transformer, as a generator's folder or a trainer's snapshot
+    does, is taken for its tokenizer.
+    """
+
+    @abstractmethod
+    def load(self, job: ExportJob, tensors: dict[str, Tensor]) -> Tokenizer:
+        """Load the tokenizer from its tensors, strictly.
+
+        Raises:
+            ExportError: they are another tokenizer's.
+        """
+
+    @abstractmethod
+    def facts(self, model: Tokenizer) -> TokenizerFacts:
+        """Return what later stages need to know of the tokenizer."""
+
+    @abstractmethod
+    def write(
+        self, model: Tokenizer, weights: WeightFile, properties: dict[str, str]
+    ) -> tuple[Site, ...]:
+        """Write encoder.onnx and decoder.onnx through `weights`; returns their sites."""
+
+    @abstractmethod
+    def references(self, job: ExportJob, model: Tokenizer) -> References:
+        """Compute in PyTorch what both graphs should give of the job's images."""
+
+    def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
+        """Write both graphs and their sites; returns the manifest's results.
+
+        Raises:
+            ExportError: the checkpoint does not fit, or a difference above the tolerance.
+        """
+        from ...export.checkpoint.strict import split_parts
+        from ...export.weight_file import WeightFile
+        from .vq_parity import check_vq_parity
+
+        job.progress("reading the checkpoint", 0)
+        tensors = split_parts(job.read())[1]
+        try:
+            model = self.load(job, tensors)
+        except ExportError as error:
+            raise refusal(job, tensors, error) from error.__cause__
+        facts = self.facts(model)
+        parameters = sum(p.numel() for p in model.parameters())
+        job.progress("exporting", 1)
+        mark_norms(job, model, image_side(facts))
+        properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
+        with WeightFile(folder) as weights:
+            sites = self.write(model, weights, properties)
+        (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
+        job.progress("comparing with PyTorch", 2)
+        references = self.references(job, model)
+        del model
+        gc.collect()
+        tokens, differences = check_vq_parity(folder, references)
+        job.progress("comparing with PyTorch", 3)
+        return CheckpointFacts(
+            parameters=parameters,
+            tokenizer=facts,
+            parity=Parity(encoder=tokens if facts.discrete else None, graphs=differences),
+            parity_images=job.image_names,
+        )
+
+
+def refusal(job: ExportJob, tensors: dict[str, Tensor], error: ExportError) -> ExportError:
+    """Return what to say of a checkpoint that was refused: which other one it is, if known."""
+    name = other_tokenizer(job, tensors)
+    if name is None:
+        return error
+    what = f"is no {job.entry.name}, but a {name}"
+    return ExportError(what, where=job.spec, do=f"export it as {name}")
+
+
+def other_tokenizer(job: ExportJob, tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the tokenizer of another family that these are the tensors of, if any."""
+    for family in built_in_families():
+        if family.generates or family.source != "checkpoint" or family.name == job.entry.family:
+            continue
+        exporter = family.load_exporter()
+        if isinstance(exporter, TokenizerExporter):
+            try:
+                exporter.load(job, tensors)
+            except ExportError:
+                continue
+            return family.models[0].name
+    return None
+
+
+def image_side(facts: TokenizerFacts) -> int:
+    """Return the side of the images that graphs are compared on."""
+    return PARITY_SIZE if facts.image_size is None else facts.image_size
+
+
+class MapTokenizerExporter(TokenizerExporter["VqTokenizer"]):
+    """Exports a tokenizer of one map of codes, each the nearest of a codebook."""
+
+    def facts(self, model: VqTokenizer) -> TokenizerFacts:
+        """Return the stride, the channels and the codebook's size."""
+        config = model.config
+        return TokenizerFacts(
+            stride=config.stride,
+            discrete=True,
+            latent_channels=config.latent_channels,
+            codebook_size=config.vocab_size,
+        )
+
+    def write(
+        self, model: VqTokenizer, weights: WeightFile, properties: dict[str, str]
+    ) -> tuple[Site, ...]:
+        """Write both graphs, for images of any size in strides."""
+        from .vq_export import export_vq
+
+        return export_vq(model, weights, properties, side=PARITY_SIZE // model.config.stride)
+
+    def references(self, job: ExportJob, model: VqTokenizer) -> References:
+        """Compute latents, codes and images."""
+        from .vq_parity import compute_vq_references
+
+        return compute_vq_references(model, job.pictures(PARITY_SIZE))
