@@ -45,44 +45,12 @@ def cli() -> None:
     """
 
 
-for command in (
-    export,
-    calibrate,
-    quantize,
-    search,
-    build,
-    validate,
-    run,
-    sweep,
-    recommend,
-    generate,
-    evaluate,
-    encode,
-    decode,
-    bundle,
-    keygen,
-    sign,
-    verify,
-    unpack,
-    cache,
-    models,
-    recipes,
-    targets,
-    analyze,
-    predict,
-    probe,
-    inspect,
-    compare,
-    baseline,
-    ci,
-    index,
-    schema,
-    network,
-    why,
-    diagnose,
-    doctor,
-):
-    cli.add_command(command)
+cli.add_section("From a checkpoint to a report", export, calibrate, quantize, build, validate, run)
+cli.add_section("Find out what to do", predict, probe, search, diagnose, sweep, recommend)
+cli.add_section("Use a model", generate, encode, decode, evaluate)
+cli.add_section("Ship", bundle, keygen, sign, verify, unpack, cache)
+cli.add_section("Reports and CI", compare, baseline, index, ci, schema, network)
+cli.add_section("Look", models, recipes, targets, analyze, inspect, why, doctor)
 
 
 def main() -> None:

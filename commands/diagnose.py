@@ -79,7 +79,7 @@ def diagnose_sites(
     says so; a workspace that `run` made has its recipe's.
 
     \b
-    Example: arvg-trt diagnose out/demo --name int8 --images held_out/ --raise 3
+    Example: arvg-trt diagnose sites out/demo --name int8 --images held_out/ --raise 3
              arvg-trt quantize out/demo --name better --plan out/demo/diagnose/int8/plan.json
     """
     from ..explain.site_diagnosis import diagnose_workspace

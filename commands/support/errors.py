@@ -14,18 +14,21 @@ import click
 from ...errors import INTERNAL, INTERRUPTED, ArvgError, OutOfMemory, WorkspaceError
 from ...extras import BROUGHT, extra_of, missing_packages, not_installed
 from .console import print_json
+from .groups import SectionedGroup
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Extras that each command needs beside the base install, to name all missing ones at once.
 NEEDED = {
-    **dict.fromkeys(("export", "validate", "run", "why"), ("export", "report")),
-    **dict.fromkeys(("calibrate", "quantize", "build", "inspect"), ("export",)),
+    **dict.fromkeys(
+        ("export", "validate", "run", "sweep", "why", "diagnose"), ("export", "report")
+    ),
+    **dict.fromkeys(("calibrate", "quantize", "build", "inspect", "predict", "probe"), ("export",)),
     "search": ("export", "search"),
 }
 LONGEST_REASON = 300
 
 
-class Commands(click.Group):
+class Commands(SectionedGroup):
     """End every command with one line on stderr and the exit code of its kind of error.
 
     With `--json` stdout has one object then too, `{"error": ...}` beside what was made before.
