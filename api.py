@@ -131,6 +131,7 @@ class Workspace:
 
         Raises:
             AccuracyError: a gate fails; the report is written all the same.
+            InconclusiveError: none fails, and the samples do not decide one.
         """
         from .pipeline.validate import validate_stage
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import AccuracyError, BundleError, WorkspaceError, bounded
+from ..errors import AccuracyError, BundleError, InconclusiveError, WorkspaceError, bounded
 from ..extras import require_packages
 from ..validate.compare.compare import Comparison, compare
 from ..validate.report.files import load_report
@@ -76,6 +76,8 @@ def baseline_of(report: Report, with_latency: bool = False) -> Report:
         options={},
         recipe=None,
         environment=None,
+        memory={},
+        sizes=msgspec.structs.replace(report.sizes, memory_bytes={}),
     )
 
 
@@ -154,10 +156,13 @@ def perhaps_worse(found: Comparison) -> bool:
 
 def require_passed(report: Report, source: Path, accepted: bool) -> None:
     """Raise AccuracyError for a report whose gates failed, unless that is accepted."""
-    failed = [gate.expression for gate in report.gates if not gate.passed]
-    if failed and not accepted:
-        raise AccuracyError(
-            f"{len(failed)} of {len(report.gates)} gates failed: {', '.join(failed)}",
+    open_ones = [gate.expression for gate in report.gates if not gate.passed]
+    if open_ones and not accepted:
+        decided = report.verdict == "failed"
+        kind = AccuracyError if decided else InconclusiveError
+        raise kind(
+            f"{len(open_ones)} of {len(report.gates)} gates {'failed' if decided else 'are open'}: "
+            f"{', '.join(open_ones)}",
             where=str(source),
             do="mend it first, or give --accept-failed-gates",
         )

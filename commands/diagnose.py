@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..errors import WorkspaceError
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.commands import DiagnoseOptions
@@ -86,6 +88,8 @@ def diagnose_sites(
     from ..validate.diagnose.render import terminal_lines, warnings, write_diagnosis
     from ..workspace.files import atomic_folder
 
+    if output is not None and os.path.lexists(output):
+        raise WorkspaceError("is there already", where=str(output), do="name a new folder with -o")
     own = {key: changes.pop(key) for key in list(changes) if key not in HELD_OUT}
     recipe = recipe_or_none(recipe_name)
     called = quantization_name(name, recipe)

@@ -292,7 +292,8 @@ def quantize_by(
     """Write what a plan makes, as `quantize --plan` does."""
     from ..quantize.write import write_quantized
 
-    write_quantized(source, check_plan(plan, source.planned), options, folder, reporter)
+    entries = check_plan(plan, source.planned)
+    write_quantized(source, entries, options, folder, reporter, caches=plan.caches or ())
 
 
 def facts_options(options: Mapping[str, object]) -> QuantizeOptions:

@@ -69,6 +69,9 @@ def require_alike(recipes: Sequence[Recipe]) -> None:
         for what, a, b in (
             ("model", first.model, recipe.model),
             ("checkpoint", first.checkpoint, recipe.checkpoint),
+            ("weights", first.weights, recipe.weights),
+            ("graphs", first.graphs, recipe.graphs),
+            ("title", first.title, recipe.title),
             ("calibrate", first.calibrate, recipe.calibrate),
             ("validate", _ungated(first), _ungated(recipe)),
         ):

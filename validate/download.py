@@ -27,7 +27,7 @@ SIZE_NOTE = (
     "table, do not count among the weights."
 )
 GENERATOR_SIZE_NOTE = (
-    f"{RUNS_NOTE}Those that make images count, with the decoder, which stays in high precision. "
+    f"{RUNS_NOTE}Those that make images count, with the image decoder. "
     f"{PACKED_NOTE}{WEIGHTS_NOTE}, beside the FP32 weights of the quantized graphs."
 )
 # Parts of a packed download, in the order of tables.

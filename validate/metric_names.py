@@ -14,7 +14,7 @@ from .report.schema import ACCURACY, MEASURED, METRIC_NAMES, PARTS, Part
 OF_KIND: dict[ModelKind, tuple[Collection[str], tuple[Part, ...]]] = {
     "tokenizer": (ACCURACY, ("encoder", "decoder")),
     "custom": (WORST_NAMES, ()),
-    "generator": (GENERATION_NAMES, ("tokens",)),
+    "generator": (GENERATION_NAMES, ("tokens", "decoder")),
 }
 TITLES: dict[ModelKind, str] = {
     "tokenizer": "an image tokenizer",

@@ -28,10 +28,11 @@ def print_figures(validated: StageResult) -> None:
 
 def gate_line(gate: GateResult, found: ValidationFacts) -> str:
     """Return whether a gate passed, and what was measured."""
-    verdict = "passed" if gate.passed else "failed"
     measured = gate.reason if gate.value is None else f"{gate.value:.6g}"
-    doubt = ", inconclusive" if metric_of(gate.expression) in found.inconclusive else ""
-    return f"gate {gate.expression}: {verdict} ({measured}{doubt})"
+    # A gate that read an interval has decided by it.
+    doubted = gate.n is None and metric_of(gate.expression) in found.inconclusive
+    doubt = ", inconclusive" if doubted else ""
+    return f"gate {gate.expression}: {gate.verdict} ({measured}{doubt})"
 
 
 @contextlib.contextmanager

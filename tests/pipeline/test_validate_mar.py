@@ -154,7 +154,7 @@ def test_measures_of_logits_and_tokens_are_not_shown(
             assert words in page
         for words in ("ogits", "KL", "likeliest", "erplexity", "other token", "top_k"):
             assert words not in page
-    assert (folder / "junit.xml").read_text().count("<testcase") == 2
+    assert '<testsuite name="gates" time=' in (folder / "junit.xml").read_text()
     assert len(list((folder / "samples").glob("*.png"))) == 3 * SAMPLES
     assert report["data"]["sampling"]["diffusion_steps"] == 100
 
@@ -205,6 +205,7 @@ def test_reports_are_compared(workspace: Path, report: dict[str, Any], tmp_path:
     changed = json.loads(json.dumps(report))
     for row in changed["generation"]["qdq"]["outputs"]:
         row["sqnr_db"] -= 3
+        row["sums"]["noise"] = [2 * noise for noise in row["sums"]["noise"]]
     worse.write_text(json.dumps(changed))
     assert arvg("compare", base, base).code == 0
     outcome = arvg("compare", base, worse)

@@ -20,6 +20,7 @@ from ..report.spread import figure
 # The figure that says how good a model is, by kind: of pictures, of logits, of noise, of outputs.
 QUALITY = ("psnr_drop", "kl", "noise_sqnr_db", "output_sqnr_db")
 FP32 = "FP32"
+Sized = Literal["download", "on disk", "packed weights"]
 LEVEL = 0.95
 _RULES = {rule.metric: rule for rule in RULES}
 
@@ -53,7 +54,7 @@ class Candidates:
     """
 
     rule: Rule
-    sized: Literal["download", "on disk"]
+    sized: Sized
     found: tuple[Candidate, ...]
     reference: Candidate | None
 
@@ -76,12 +77,14 @@ def read_candidates(files: Sequence[Path], quality: str | None = None) -> Candid
         )
     rule = _rule(list(reports.values()), quality)
     # Bytes are compared with their like: what runs takes more than a download of the same model.
-    downloads = all(_download(report) is not None for report in reports.values())
-    found = tuple(
-        _candidate(file, report, rule, downloads=downloads) for file, report in reports.items()
-    )
+    sized: Sized = "packed weights"  # all that reports of the oldest version have
+    if all(_download(report) is not None for report in reports.values()):
+        sized = "download"
+    elif all(report.sizes.runs for report in reports.values()):
+        sized = "on disk"
+    found = tuple(_candidate(file, report, rule, sized) for file, report in reports.items())
     first = next(iter(reports.values()))
-    return Candidates(rule, "download" if downloads else "on disk", found, _reference(first, rule))
+    return Candidates(rule, sized, found, _reference(first, rule, sized))
 
 
 def _rule(reports: Sequence[Report], quality: str | None) -> Rule:
@@ -106,10 +109,14 @@ def _download(report: Report) -> int | None:
     return None if found is None else int(found.bytes)
 
 
-def _candidate(file: Path, report: Report, rule: Rule, *, downloads: bool) -> Candidate:
+def _candidate(file: Path, report: Report, rule: Rule, sized: Sized) -> Candidate:
     values, sizes = metrics(report), report.sizes
     interval = figure(report, rule.metric, LEVEL)
-    running = sizes.running_bytes[sizes.runs] if sizes.runs else sizes.packed_weight_bytes
+    count = sizes.packed_weight_bytes
+    if sized == "on disk" and sizes.runs:
+        count = sizes.running_bytes[sizes.runs]
+    elif sized == "download":
+        count = _download(report) or count
     targets = (target for row in report.engines for target in row.target.split())
     return Candidate(
         name=report.name,
@@ -119,17 +126,18 @@ def _candidate(file: Path, report: Report, rule: Rule, *, downloads: bool) -> Ca
         quality=values[rule.metric],
         low=interval.low if interval else None,
         high=interval.high if interval else None,
-        bytes=(_download(report) or running) if downloads else running,
+        bytes=count,
         latency_ms=values["latency_ms"],
         targets=tuple(dict.fromkeys(targets)),
         verdict=report.verdict,
     )
 
 
-def _reference(report: Report, rule: Rule) -> Candidate | None:
+def _reference(report: Report, rule: Rule, sized: Sized) -> Candidate | None:
     """Return FP32 as a candidate: it loses nothing, and takes the most."""
     sizes, total = report.sizes, report.latency.get("total")
-    if sizes.fp32_running_bytes is None:
+    count = sizes.fp32_weight_bytes if sized == "packed weights" else sizes.fp32_running_bytes
+    if count is None:
         return None
     return Candidate(
         name=FP32,
@@ -137,7 +145,7 @@ def _reference(report: Report, rule: Rule) -> Candidate | None:
         file="",
         version="",
         quality=0.0 if rule.better == "lower" else math.inf,
-        bytes=sizes.fp32_running_bytes,
+        bytes=count,
         latency_ms=total.fp32.p50_ms if total else None,
     )
 

@@ -47,5 +47,5 @@ def pareto_front(candidates: Sequence[Candidate], rule: Rule) -> list[Candidate]
     return [
         each
         for each, own in zip(candidates, found, strict=True)
-        if math.isfinite(own[0]) and not any(dominates(other, own) for other in found)
+        if own[0] < math.inf and not any(dominates(other, own) for other in found)
     ]

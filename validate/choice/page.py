@@ -15,6 +15,11 @@ from .candidates import Candidate, Candidates
 from .front import pareto_front
 
 PAGE, REPORT_PAGE = "sweep.html", "report.html"
+SIZED = {
+    "download": "what a device downloads",
+    "on disk": "what runs, on disk",
+    "packed weights": "the packed weights",
+}
 BADGES = {"passed": "good", "failed": "bad", "inconclusive": "warn"}
 
 
@@ -43,7 +48,7 @@ def sweep_page(candidates: Candidates, beside: Path) -> Page:
 
 
 def _sized(candidates: Candidates) -> str:
-    return "what a device downloads" if candidates.sized == "download" else "what runs, on disk"
+    return SIZED[candidates.sized]
 
 
 def _key_figures(candidates: Candidates, front: Sequence[Candidate]) -> tuple[KeyFigure, ...]:

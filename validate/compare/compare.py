@@ -10,7 +10,7 @@ from ..intervals.figure import COUNTED, SAME_SEED, WITHOUT_INTERVAL
 from ..intervals.figures import sampled
 from ..report.schema import Report, metrics
 from .judge import Cell, Change, judge
-from .like import cautions, differences, same_inputs, same_machine
+from .like import cautions, differences, other_network, same_inputs, same_machine
 from .rules import RULES, Rule
 
 
@@ -125,6 +125,8 @@ def _cell(
     change = Change(before, after)
     if rule.machine and not same_machine(base, report):
         return Cell(after, change.difference, "not compared")
+    if option := other_network(rule.metric, base, report):
+        return Cell(after, change.difference, "not compared", why=f"another --{option}")
     if rule.metric in COUNTED:
         return judge(rule, change, None, None, paired=False)
     return judge(

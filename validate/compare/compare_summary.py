@@ -70,6 +70,8 @@ def verdict_line(pair: ComparedPair, changed: Sequence[Row], open_rows: Sequence
     elif worse := [row for row in changed if row.cells[1].verdict == "worse"]:
         rest = f", {len(changed) - len(worse)} better" if len(worse) < len(changed) else ""
         text = f"Worse than the baseline in {titles(worse)}{rest}"
+    elif pair.found.undecided:
+        text = f"Inconclusive: {titles(pair.found.undecided)} had to be decided, and is not"
     elif open_rows:
         rest = f", better in {titles(changed)}" if changed else ""
         text = f"Inconclusive: the change may be chance in {titles(open_rows)}{rest}"

@@ -11,6 +11,14 @@ REFERENCE_TOLERANCE_DB = 0.05
 # The same tokens through the same FP32 graph give the same loss up to kernels of another version.
 LOSS_TOLERANCE = 1e-3
 
+# The option of the network that measures a metric, by how the metric's name begins.
+MEASURED_BY = {
+    "lpips": "lpips",
+    "dists": "dists",
+    "rfid": "features",
+    "frechet_features": "features",
+}
+
 
 def differences(base: Report, report: Report) -> list[str]:
     """Return why numbers of the two reports must not stand in one table."""
@@ -56,6 +64,16 @@ def same_machine(base: Report, report: Report) -> bool:
         return r.cpu, total and (total.shape, total.batch, total.threads)
 
     return setting(base) == setting(report)
+
+
+def other_network(metric: str, base: Report, report: Report) -> str | None:
+    """Return the option of the network that measured a metric of one report, and not of the other.
+
+    Reports of older versions do not name theirs.
+    """
+    option = next((name for start, name in MEASURED_BY.items() if metric.startswith(start)), None)
+    own = [each.networks.get(option or "") for each in (base, report)]
+    return option if None not in own and own[0] != own[1] else None
 
 
 def cautions(base: Report, label: str, report: Report) -> list[str]:

@@ -30,7 +30,7 @@ class Rule:
 
     @property
     def tolerance_text(self) -> str:
-        return f"{self.tolerance:.0%}" if self.relative else self.text(self.tolerance)
+        return f"{100 * self.tolerance:g}%" if self.relative else self.text(self.tolerance)
 
 
 RULES = (

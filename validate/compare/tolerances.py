@@ -118,7 +118,7 @@ def with_tolerance(rule: Rule, text: str, where: str) -> Rule:
     own = rule.text(0.0).partition(" ")[2]
     if own == "%" and unit == POINTS:
         return replace(rule, tolerance=amount / 100, relative=False, decides=True)
-    if unit not in ("", own):
+    if unit not in ("", own) or (own == "%" and amount):
         units = f"{own!r} or " if own not in ("", "%") else f"{POINTS!r} or " if own else ""
         raise RecipeError(
             f"{rule.metric}: {text!r} is not in {units}'%' of the baseline", where=where, do=EXAMPLE

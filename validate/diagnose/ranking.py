@@ -115,7 +115,8 @@ def with_readers(
 
 def raised_plan(plan: Plan, raised: Mapping[str, SitePlan]) -> Plan:
     """Return a plan with some entries in the place of its own."""
-    return Plan(sites=tuple(raised.get(entry.name, entry) for entry in plan.sites))
+    sites = tuple(raised.get(entry.name, entry) for entry in plan.sites)
+    return msgspec.structs.replace(plan, sites=sites)
 
 
 def leave_one(best: list[Candidate], entries: Mapping[str, SitePlan], to: To) -> list[Candidate]:

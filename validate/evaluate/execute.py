@@ -17,7 +17,7 @@ from threading import Thread
 from typing import Any
 
 from ...calibrate.executors import Execution
-from ...errors import ArvgError, OutOfMemory
+from ...errors import ArvgError, GenerationError, OutOfMemory
 from .work import ShardMaker, ShardTask, make_shard
 
 # Pools that die without a shard in between, as they do when memory runs out each time.
@@ -127,6 +127,12 @@ def run_actors(
             done(ray.get(ready))
             deaths = 0
         except ray.exceptions.RayActorError as error:
+            if getattr(error, "actor_init_failed", False):
+                reason = str(error).strip().splitlines() or [type(error).__name__]
+                raise GenerationError(
+                    f"no worker starts: {reason[-1]}",
+                    do="check that every node has the package, the model and the network",
+                ) from error
             deaths += 1
             if deaths >= MOST_DEATHS * execution.workers:
                 raise killed() from error

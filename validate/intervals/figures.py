@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 NOT_KEPT = "the report keeps no values by sample: it is of an older version"
 
 
+def pair_mean(name: str, found: PerImage) -> Sampled:
+    """Return the mean of a measure by image: MS-SSIM is 1 at most, a distance 0 at least."""
+    return mean(found.each, most=1.0) if name == "ms_ssim" else mean(found.each, least=0.0)
+
+
 def pair_of(name: str, side: str) -> Callable[[CandidateAccuracy], Sampled]:
     """Return how a measure of pairs of images is read: LPIPS and its like, by image.
 
@@ -44,8 +49,7 @@ def pair_of(name: str, side: str) -> Callable[[CandidateAccuracy], Sampled]:
     """
 
     def read(accuracy: CandidateAccuracy) -> Sampled:
-        found: PerImage = getattr(accuracy.quality.pairs[name], side)
-        return mean(found.each)
+        return pair_mean(name, getattr(accuracy.quality.pairs[name], side))
 
     return read
 
@@ -89,9 +93,9 @@ PICTURES: dict[str, Callable[[GeneratedImageAccuracy], Sampled]] = {
     "ssim_vs_fp32": lambda a: mean(a.ssim_vs_fp32.each if a.ssim_vs_fp32 else (), most=1.0),
     "latent_sqnr_db": lambda a: sqnr(a.sums["latent_signal"], a.sums["latent_noise"]),
     "decoder_psnr": lambda a: mean(a.decoder_psnr.each if a.decoder_psnr else ()),
-    "ms_ssim_vs_fp32": lambda a: mean(a.pairs["ms_ssim"].each),
-    "lpips_vs_fp32": lambda a: mean(a.pairs["lpips"].each),
-    "dists_vs_fp32": lambda a: mean(a.pairs["dists"].each),
+    "ms_ssim_vs_fp32": lambda a: pair_mean("ms_ssim", a.pairs["ms_ssim"]),
+    "lpips_vs_fp32": lambda a: pair_mean("lpips", a.pairs["lpips"]),
+    "dists_vs_fp32": lambda a: pair_mean("dists", a.pairs["dists"]),
 }
 OUTPUTS: dict[str, tuple[tuple[str, ...], Callable[[Floats], Floats], float]] = {
     "output_sqnr_db": (("signal", "noise"), decibels_of, np.inf),

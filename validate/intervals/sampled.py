@@ -42,10 +42,12 @@ class Sampled:
         return self.columns[:, self.used]
 
 
-def mean(values: Sequence[float | None], *, most: float = math.inf) -> Sampled:
+def mean(
+    values: Sequence[float | None], *, least: float = -math.inf, most: float = math.inf
+) -> Sampled:
     """Return the mean of a number a sample; None, infinite decibels, is left out."""
     columns = np.array([[math.nan if v is None else v for v in values]], np.float64)
-    return Sampled(columns, lambda c: c[0].mean(axis=-1), most=most)
+    return Sampled(columns, lambda c: c[0].mean(axis=-1), least=least, most=most)
 
 
 def ratio(parts: Sequence[float], wholes: Sequence[float], *, least: float = -math.inf) -> Sampled:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
+from ...numerics.scheme import Plan
 from ...quantize.facts import QuantizationFacts
 from ...recipe.validate import ValidateOptions
 from ...runtime.families import SPEC_FILE
@@ -229,26 +230,25 @@ class GeneratorMeasurement:
         return opener(folders[ENGINE], fast_session, device, allow_fallback=allowed)
 
     def _decoders(self, folders: Folders, device: str) -> dict[str, Decode]:
-        """Return the image decoders that the method takes, of the Q/DQ graphs and the engine."""
-        if DECODER not in load_sites(self.export).graphs:
+        """Return the image decoders that were quantized, as Q/DQ graph and in the engine."""
+        sites = {site.name for site in load_sites(self.export).of_graph(DECODER)}
+        plan = decode_json(folders[QDQ] / "plan.json", Plan, do="run `arvg-trt quantize` again")
+        if not any(entry.weight for entry in plan.sites if entry.name in sites):
             return {}
-        feeds = decoder_feeds(self.export, self._spec, self.options.threads)
-        openers: dict[str, OpenSession] = {
-            QDQ: reference_session,
-            ENGINE: self._engine_graphs(folders, device),
-        }
+        engine = self._engine_graphs(folders, device)
+        openers: dict[str, OpenSession] = {QDQ: reference_session, ENGINE: engine}
         sessions = {
             name: open_graph(folders[name] / f"{DECODER}.onnx", self.options.threads)
             for name, open_graph in openers.items()
             if name in folders
         }
+        feeds = decoder_feeds(self.export, self._spec, self.options.threads)
         return {name: partial(decoded_images, feeds, each) for name, each in sessions.items()}
 
     def _others(self) -> Iterator[Images]:
-        """Yield FP32's images of the next seed."""
-        seed = self.options.seed + 1
-        for made in self.generated.batches(self._reference(self.export), seed):
-            yield made.images
+        """Return FP32's images of the next seed."""
+        made = self.generated.batches(self._reference(self.export), self.options.seed + 1)
+        return (each.images for each in made)
 
     def _forcing(self, folder: Path) -> TeacherForcing:
         """Choose tokens for a graph of all positions, or runs of a family that records them."""

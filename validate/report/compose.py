@@ -71,7 +71,9 @@ def compose_report(
         for key, built in engines.items()
         for row in facts(built, BuildFacts).engines
     ]
+    stages = list(stages)
     options = {stage.stage: stage.options for stage in stages}
+    read = {key: value for stage in stages for key, value in stage.inputs.items()}
     options |= {f"engines/{folder}": built.options for folder, built in engines.items()}
     report = Report(
         model=model_name(model.manifest),
@@ -97,6 +99,7 @@ def compose_report(
         fallbacks=measured.fallbacks,
         sites=quantized.sites,
         options=msgspec.to_builtins(options),
+        networks={name: read[name] for name in ("features", "lpips", "dists") if name in read},
         recipe=followed(recipe, name, options),
         environment=Environment(
             system=platform.system(), machine=platform.machine(), processors=os.cpu_count() or 1

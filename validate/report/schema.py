@@ -110,7 +110,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ``ran`` says by engine folder which device and provider executed it, ``fallbacks`` what of it
     ran on the CPU instead. ``memory`` is by candidate, of FP32 too. ``figures`` has each metric
     with its interval, by candidate and name. ``options`` are those of each stage, ``recipe`` the
-    one that `run` followed, if it is this one.
+    one that `run` followed, if it is this one. ``networks`` has the sha256 of those that measured,
+    by option.
     """
 
     schema: Literal["arvg-trt/report/v2"] = "arvg-trt/report/v2"
@@ -135,6 +136,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     gates: tuple[GateResult, ...] = ()
     figures: dict[str, Figure] = {}
     options: dict[str, dict[str, Any]] = {}
+    networks: dict[str, str] = {}
     recipe: dict[str, Any] | None = None
     environment: Environment | None = None
 
