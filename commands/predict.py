@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..recipe.build import BuildOptions
 from .support import completion
 from .support.console import ConsoleReporter, print_json
 from .support.groups import command
@@ -31,13 +30,13 @@ if TYPE_CHECKING:
 @click.option("--batch-size", default=1, type=click.IntRange(1), show_default=True, help="Images.")
 @click.option(
     "--image-size",
-    default=BuildOptions().image_size,
     type=click.IntRange(1),
-    show_default=True,
-    help="Side of the images of a tokenizer.",
+    help="Side of the images of a tokenizer. [default: its only one, or 256]",
 )
 @json_option
-def predict(workspace: Path, target: str, batch_size: int, image_size: int, as_json: bool) -> None:
+def predict(
+    workspace: Path, target: str, batch_size: int, image_size: int | None, as_json: bool
+) -> None:
     """Predict the time of WORKSPACE's products on a target, in each number format and phase.
 
     A roofline: a product takes as long as its bytes or its operations. That is a lower bound, and

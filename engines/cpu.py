@@ -56,6 +56,12 @@ class CpuBuild:
                 f"{found[0]} wants fp8, which {title} lacks on the CPU, and {len(found) - 1} more "
                 "sites; nearest that works: int8"
             )
+        stored = [each.name for each in self.plan.caches or () if each.type == "fp8"]
+        if stored:
+            raise BuildError(
+                f"{stored[0]} stores keys and values in fp8, which no engine for the CPU takes",
+                do="quantize with --kv-cache int8",
+            )
         if self.options.backend == OPENVINO:
             require_packages(OPENVINO)
         if self.options.backend == "cpu":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import msgspec
 import onnx_ir as ir
 
 from ..errors import RecipeError, nearest
@@ -182,7 +183,7 @@ def with_float_decoder(plan: Plan, site_map: SiteMap, decoder: str | None) -> Pl
     if {entry.name for entry in plan.sites} & {*own}:
         return plan
     added = (SitePlan(name=name, reason="not in the plan") for name in own)
-    return Plan(sites=(*plan.sites, *added))
+    return msgspec.structs.replace(plan, sites=(*plan.sites, *added))
 
 
 def check_plan(plan: Plan, site_map: SiteMap) -> dict[str, SitePlan]:

@@ -58,8 +58,9 @@ def collect(
 ) -> Contents:
     """Return the contents of a bundle of a quantization; readers must know `packed` groups."""
     exported = Exported.open(workspace)
+    newer = any(made.group.kind == "openvino" for made in groups)
     held = BundleFacts(
-        version=SCHEMA_VERSION if packed else EXPANDED_VERSION,
+        version=SCHEMA_VERSION if packed or newer else EXPANDED_VERSION,
         name=name,
         model=model_name(exported.manifest),
         kind=exported.kind,
@@ -89,11 +90,11 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
         )
     groups = [engine_group(workspace.root, folder) for folder in folders]
     # The faster engine for the CPU may lie there a second time under its own name.
-    kinds = [made.group.kind for made in groups]
+    names = [Path(made.group.folder).name for made in groups]
     return tuple(
         made
-        for made in groups
-        if Path(made.group.folder).name != CHOSEN or kinds.count(made.group.kind) == 1
+        for made, called in zip(groups, names, strict=True)
+        if called != CHOSEN or made.group.kind not in names
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ...errors import BuildError, BundleError
 from ...graph.io import read_graph
 from ...graph.sites import SiteMap, load_sites
+from ...graph.weight_file import WEIGHTS
 from ...numerics.scheme import Plan, SitePlan
 from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS, TEACHER_FORCED
@@ -207,9 +208,11 @@ def engine_row(
         why = f"in float: {opened.in_float[graph]}"
         missing = tuple(SiteException(site=each.site, reason=why) for each in missing)
     half = "bfloat16" if opened.precision == "bf16" else "float32"
-    size = path.stat().st_size + sum(
-        file.stat().st_size for file in (path.with_name(f"{path.name}.data"),) if file.is_file()
-    )
+    beside = (path.with_name(f"{path.name}.data"), blob_path(path))
+    size = path.stat().st_size + sum(each.stat().st_size for each in beside if each.is_file())
+    shared = folder / WEIGHTS
+    if shared.is_file() and graph == min(opened.sessions):  # all graphs' weights count once
+        size += shared.stat().st_size
     return EngineRow(
         backend=f"openvino {short_version(openvino_version())}",
         target="cpu",

@@ -44,7 +44,7 @@ def fit_to_target(
     if options.plan_for is None:
         return plan
     machine = find_machine(options.plan_for)
-    prediction = predict_model(workspace, machine, options.plan_batch)
+    prediction = predict_model(workspace, machine, options.plan_batch, None)
     return fit_plan(plan, prediction, site_map, options.narrow)
 
 

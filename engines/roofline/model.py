@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...graph.sites import load_sites
 from ...recipe.build import BuildOptions
-from ...workspace.facts import kind_of
+from ...workspace.facts import kind_of, tokenizer_of
 from ...workspace.stage import require_outputs
 from ...workspace.workspace import Workspace
 from ..tensorrt.profiles import graph_profiles
@@ -15,11 +15,12 @@ from .shapes import GraphShapes
 
 
 def predict_model(
-    workspace: Workspace, machine: Machine, images: int, image_size: int = 256
+    workspace: Workspace, machine: Machine, images: int, image_size: int | None = None
 ) -> Prediction:
     """Return what a batch costs on a machine.
 
-    A tokenizer encodes and decodes `images` of `image_size`; graphs of one's own run on the first
+    A tokenizer encodes and decodes `images` of `image_size`, without one of the only size that it
+    takes, or 256; graphs of one's own run on the first
     calibration sample, as a batch of so many; a generator makes so many images.
 
     Raises:
@@ -30,7 +31,9 @@ def predict_model(
     if kind_of(exported) == "generator":
         calls, graphs = generator_calls(export, images)
         return predict(calls, graphs, load_sites(export), machine, images)
-    options = BuildOptions(image_size=image_size, max_batch=images)
+    if image_size is None and kind_of(exported) == "tokenizer":
+        image_size = tokenizer_of(exported).image_size
+    options = BuildOptions(image_size=image_size or BuildOptions().image_size, max_batch=images)
     profiles = graph_profiles(workspace, exported, options)
     graphs = {name: GraphShapes.read(export / f"{name}.onnx") for name in profiles}
     calls = []

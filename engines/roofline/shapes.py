@@ -83,7 +83,7 @@ class GraphShapes:
         try:
             return tuple(size_of(dim, axes) for dim in self._values[tensor])
         except (SyntaxError, KeyError, TypeError):
-            shapes = self._inferred(tuple(sorted(axes.items())))
+            shapes = self._inferred(tuple(sorted(axes.items()))) if self._known(axes) else {}
         if tensor in shapes and all(isinstance(dim, int) for dim in shapes[tensor]):
             return tuple(int(dim) for dim in shapes[tensor])
         raise BuildError(
@@ -92,6 +92,11 @@ class GraphShapes:
             where=str(self.path),
             do="export the model with fixed input shapes",
         )
+
+    def _known(self, axes: Axes) -> bool:
+        """Return whether every dynamic axis of the inputs has a size."""
+        sizes = (size for shape in self.inputs.values() for size in shape)
+        return all(axis_of(size)[0] in axes for size in sizes if isinstance(size, str))
 
     @lru_cache(maxsize=64)  # noqa: B019  frozen, and as short-lived as the prediction
     def _inferred(self, axes: tuple[tuple[str, int], ...]) -> Mapping[str, tuple[Dim, ...]]:
@@ -106,7 +111,8 @@ class GraphShapes:
         for value in proto.graph.input:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
-                    dim.dim_value = evaluate(dim.dim_param, sizes)
+                    axis, factor = axis_of(dim.dim_param)
+                    dim.dim_value = factor * sizes[axis]
         found = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         return {value.name: dims(value) for value in found.graph.value_info}
 
@@ -120,7 +126,14 @@ def dims(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
 
 
 def size_of(dim: Dim, axes: Axes) -> int:
-    return dim if isinstance(dim, int) else evaluate(dim, axes)
+    """Return a size: a number, an axis by its whole name, whatever is in it, or an expression.
+
+    Raises:
+        KeyError, SyntaxError, TypeError: it does not follow from the axes.
+    """
+    if isinstance(dim, int):
+        return dim
+    return axes[dim] if dim in axes else evaluate(dim, axes)
 
 
 def axis_of(expression: str) -> tuple[str, int]:

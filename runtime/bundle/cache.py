@@ -27,7 +27,7 @@ from .layout import BundleFile, TargetGroup
 from .packed_groups import expand_folders, expanded_list, read_indexes
 from .reader import Bundle
 
-KINDS = ("bundles", "engines", "packed")  # folders of the cache
+KINDS = ("bundles", "engines", "packed", "openvino")  # folders of the cache
 MOST_DAYS = 30  # an entry lives after it was opened
 DAY = 86_400  # seconds
 SPARE = 64 * 2**20  # bytes to leave free on the disk

@@ -6,6 +6,7 @@ again, into the user's cache, and the session says so.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +17,16 @@ import openvino as ov
 from ...errors import ArvgError, BundleError, OutOfMemory
 from ...workspace.files import decode_json, own_folder, user_cache
 from .openvino_files import RECORD, CompiledGraphs, blob_path
-from .openvino_values import Lease, OutputValue, SharedArray, shape_of, tensor_of
+from .openvino_values import Lease, OutputValue, SharedArray, contiguous, shape_of, tensor_of
 from .placement import OPENVINO
-from .processors import processor_name, session_threads
+from .processors import may_saturate, processor_name, session_threads
 from .session import Array, DeviceValue
 
 Precision = Literal["f32", "bf16"]
 
 NUMPY_NAMES = {
     **{"f16": "float16", "f32": "float32", "f64": "float64", "boolean": "bool"},
+    "f8e4m3": "float8e4m3fn",  # which numpy has not
     **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
@@ -79,6 +81,8 @@ class OpenVinoSession:
                 do="run it with ONNX Runtime",
             ) from error
         self._idle: list[ov.InferRequest] = []
+        if self.fallback is None and not in_float and record is not None and may_saturate():
+            self.fallback = f"sums of INT8 may saturate: {processor_name()} lacks VNNI"
 
     def _opened(
         self, core: ov.Core, record: CompiledGraphs | None, settings: dict[str, Any]
@@ -106,7 +110,10 @@ class OpenVinoSession:
         )
         if problem != "another":
             self.fallback = f"compiled again: OpenVINO does not take the blob ({problem})"
-        cache = own_folder(user_cache() / "openvino")
+        try:
+            cache = own_folder(own_folder(user_cache() / "openvino") / cache_entry(*here))
+        except (OSError, ArvgError):  # compiled each time, where nothing can be kept
+            return core.compile_model(self.path, "CPU", settings)
         return core.compile_model(self.path, "CPU", {**settings, "CACHE_DIR": str(cache)})
 
     def _describe(self) -> None:
@@ -170,8 +177,10 @@ class OpenVinoSession:
         except IndexError:
             request = self._compiled.create_infer_request()
         lease = Lease(request, self._idle)
+        # OpenVINO reads the memory of arrays without keeping them: they live until it has run.
+        held = {name: contiguous(value) for name, value in feeds.items()}
         try:
-            for name, value in feeds.items():
+            for name, value in held.items():
                 request.set_tensor(name, tensor_of(value))
             request.infer()
         except (RuntimeError, MemoryError) as error:
@@ -241,6 +250,12 @@ def read_record(folder: Path) -> CompiledGraphs | None:
     return decode_json(path, CompiledGraphs, do="build it again", error=BundleError)
 
 
+def cache_entry(version: str, processor: str) -> str:
+    """Return the folder of the user's cache for graphs compiled here, named as its entries are."""
+    digest = hashlib.sha256(f"{version} {processor}".encode()).hexdigest()
+    return f"{digest[:32]}-compiled"
+
+
 def openvino_version() -> str:
     """Return the full version of OpenVINO, with the commit that it was made from."""
     return str(ov.__version__)
@@ -257,7 +272,7 @@ def model_metadata(model: ov.Model) -> dict[str, str]:
     except (KeyError, RuntimeError):
         return {}
     held = getattr(held, "value", held)
-    return {str(key): str(getattr(v, "value", v)) for key, v in dict(held).items()}
+    return {str(key): str(getattr(v, "value", v)) for key, v in dict(held or {}).items()}
 
 
 def output_name(port: Any) -> str:

@@ -65,10 +65,15 @@ class SharedArray:
         return self._array
 
 
+def contiguous(value: Array | DeviceValue) -> Array | DeviceValue:
+    """Return a feed whose memory OpenVINO can read as it lies: an array in C order."""
+    return np.asarray(value, order="C") if isinstance(value, np.ndarray) else value
+
+
 def tensor_of(value: Array | DeviceValue) -> ov.Tensor:
-    """Return a feed as a tensor; arrays share their memory."""
+    """Return a feed as a tensor that shares an array's memory, which the caller keeps."""
     if isinstance(value, np.ndarray):
-        return ov.Tensor(np.asarray(value, order="C"), shared_memory=True)
+        return ov.Tensor(value, shared_memory=True)
     assert isinstance(value, (OutputValue, SharedArray)), "a value of another back end"
     return value.tensor
 

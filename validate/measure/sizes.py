@@ -111,6 +111,9 @@ def measure_download(
         return Download(candidate=candidate, form="engine", parts=parts, expanded_bytes=count)
     spec = folder / SPEC_FILE
     beside = spec.stat().st_size if spec.is_file() else 0
+    # OpenVINO's compiled graphs, which a bundle ships beside the graphs.
+    compiled = [*folder.glob("*.blob"), *folder.glob("openvino.json")]
+    engines = sum(path.stat().st_size for path in compiled)
     with TemporaryDirectory() as scratch:
         known = known_weights(quantized)
         index, packed = pack_folder(folder, Path(scratch), known, progress)
@@ -122,8 +125,9 @@ def measure_download(
             "high_precision": packed.high_precision,
             "graphs": packed.graphs,
             "index": packed.index + beside,
+            **({"engines": engines} if engines else {}),
         },
-        expanded_bytes=index.expanded_bytes + beside,
+        expanded_bytes=index.expanded_bytes + beside + engines,
     )
 
 

@@ -113,6 +113,18 @@ def test_a_name_that_no_input_has_is_inferred(tmp_path: Path) -> None:
     assert shapes.shape("z", axes) == (3, 40)
 
 
+def test_axes_of_any_name_are_taken(tmp_path: Path) -> None:
+    path = graph_file(tmp_path, [helper.make_node("Identity", ["x"], ["y"])])
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch-size 1"
+        value.type.tensor_type.shape.dim[1].dim_param = "p2o.Dynamic.0"
+    onnx.save(model, path)
+    shapes = GraphShapes.read(path)
+    axes = shapes.axes({"x": (3, 40)})
+    assert shapes.shape("y", axes) == (3, 40)
+
+
 def test_a_shape_that_follows_from_nothing_is_refused_with_the_tensor(tmp_path: Path) -> None:
     nodes = [helper.make_node("NonZero", ["x"], ["z"]), helper.make_node("Identity", ["x"], ["y"])]
     shapes = GraphShapes.read(graph_file(tmp_path, nodes))
