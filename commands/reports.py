@@ -128,12 +128,13 @@ def index(folders: Sequence[Path], output: Path | None, as_json: bool) -> None:
 
 @command()
 @click.argument("name", type=click.Choice(["report", "plan", "sites", "manifest", "recipe"]))
-def schema(name: str) -> None:
-    """Print the JSON schema of a file that arvg-trt writes or reads.
+@json_option
+def schema(name: str, as_json: bool) -> None:
+    """Print the JSON schema of a file that arvg-trt writes or reads; with --json in one line.
 
     \b
     Example: arvg-trt schema report > report.schema.json
     """
     from ..validate.schemas import published_schema
 
-    click.echo(json.dumps(published_schema(name), indent=2))
+    click.echo(json.dumps(published_schema(name), indent=None if as_json else 2))

@@ -51,10 +51,9 @@ class CpuBuild:
         """Raise ArvgError for sites in FP8, which no CPU has, and a package that is missing."""
         found = [site.name for site in self.plan.sites if is_fp8(site)]
         if found:
-            title = {ONNXRUNTIME: "ONNX Runtime"}.get(self.options.backend, self.options.backend)
             raise BuildError(
-                f"{found[0]} wants fp8, which {title} lacks on the CPU, and {len(found) - 1} more "
-                "sites; nearest that works: int8"
+                f"{found[0]} wants fp8, which {cpu_title(self.options.backend)} lacks on the CPU, "
+                f"and {len(found) - 1} more sites; nearest that works: int8"
             )
         stored = [each.name for each in self.plan.caches or () if each.type == "fp8"]
         if stored:
@@ -173,6 +172,11 @@ def generation(generator: Generator) -> Callable[[], object]:
 
 def chain_run(chain: GraphChain, sample: Mapping[str, object]) -> Callable[[], object]:
     return lambda: chain.run(sample)  # type: ignore[arg-type]
+
+
+def cpu_title(backend: str) -> str:
+    """Return what messages call a back end of the CPU."""
+    return {ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}.get(backend, backend)
 
 
 def judged(onnxruntime: float, openvino: float, is_faster: bool) -> CpuProbe:

@@ -73,14 +73,13 @@ def bundle_workspace(
         IntegrityError: the key cannot be read.
     """
     from ..engines.bundle.contents import collect, engine_groups, reference_group
-    from ..engines.bundle.packed_groups import pack_groups
     from ..engines.bundle.write import write_bundle
 
     reporter = in_stage(reporter, "bundle")
     signer = None if key is None else read_private_key(key, password())
     if signer is None and is_signed(output):
         reporter.warn(f"{output} is signed, and what takes its place is not: give --key")
-    if kit:
+    if kit or packed:
         require_packages("kit", but=("polygraphy",))  # it writes graphs, and builds nothing
     groups = list(engine_groups(workspace, name))
     rtx = [made.group for made in groups if made.group.kind == "tensorrt_rtx"]
@@ -94,6 +93,8 @@ def bundle_workspace(
         if reference:
             groups.append(reference_group(workspace, name))
         if packed:
+            from ..engines.bundle.packed_groups import pack_groups
+
             progress = megabytes(reporter, "packing weights")
             groups = pack_groups(groups, workspace.folder("quantize", name), Path(folder), progress)
         documents = bundle_documents(workspace, name, groups, licenses, reporter)

@@ -76,6 +76,7 @@ def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: boo
     Raises:
         BuildError: what the build would raise of them.
     """
+    from ..engines.cpu import cpu_title
     from ..engines.tensorrt.engine import own_gpu
     from ..engines.tensorrt.targets import check_formats, resolve_target
     from ..runtime.trt_compat import load_builder
@@ -86,8 +87,8 @@ def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: boo
     if options.on_cpu:
         if fp8 and "*" not in quantize.exclude:
             raise BuildError(
-                f"the recipe wants fp8, which {options.backend} lacks on the CPU; nearest that "
-                "works: int8",
+                f"the recipe wants fp8, which {cpu_title(options.backend)} lacks on the CPU; "
+                "nearest that works: int8",
                 do='choose another quantize_method, or the backend "tensorrt_rtx"',
             )
         return

@@ -25,7 +25,7 @@ def summarize(recipe: Recipe) -> str:
     if options.kv_cache is not None:
         parts.append(f"keys and values in {options.kv_cache.upper()}")
     if options.weight_bits is not None and options.decoder_bits not in (None, FLOAT_BITS):
-        parts.append(f"image decoder in {options.decoder_bits} bits")
+        parts.append(f"decoder in {options.decoder_bits} bits")
     if options.exclude:
         parts.append(f"{', '.join(options.exclude)} in high precision")
     if options.activation_bits != FLOAT_BITS:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from ...errors import INTERNAL, INTERRUPTED, ArvgError, OutOfMemory, WorkspaceError
-from ...extras import BROUGHT, extra_of, missing_packages, not_installed
+from ...extras import BROUGHT, EXTRAS, extra_of, missing_packages, not_installed
 from .console import print_json
 from .groups import SectionedGroup
 
@@ -139,10 +139,12 @@ def missing_extra(error: ModuleNotFoundError, command: str = "") -> str | None:
     None for a module that no extra brings.
     """
     package = str(error.name).partition(".")[0]
-    extra = extra_of(package)
+    needed = NEEDED.get(command, ())
+    own = (name for name in needed if package in EXTRAS[name])
+    extra = next(own, None) or extra_of(package)
     if extra is None:
         return None
-    extras = dict.fromkeys((extra, *NEEDED.get(command, ())))
+    extras = dict.fromkeys((extra, *needed))
     missing = missing_packages(tuple(extras))
     if package not in BROUGHT and package not in missing.get(extra, ()):
         return None  # it is installed, and a module within it is not there

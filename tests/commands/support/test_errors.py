@@ -295,7 +295,7 @@ def test_missing_packages_are_all_named_at_once(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: torch, onnx, onnx-ir, onnxscript, scikit-image and jinja2 are not installed "
+        "error: torch, onnx, onnx-ir, onnxscript, scikit-image, jinja2 and scipy are not installed "
         "(pip install 'arvg-trt[export,report]')\n"
     )
 
