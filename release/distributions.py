@@ -15,8 +15,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import click
 import msgspec
@@ -110,6 +114,7 @@ def build(root: Path, output: Path) -> list[Path]:
         run_build(sources, made, environment)
         run_build(sources / MINIS, made, environment, "--wheel")
         wheel = made / f"arvg_trt-{project_version(root)}-py3-none-any.whl"
+        compress_again(wheel)
         if wheel.stat().st_size > MOST_WHEEL_BYTES:
             raise WorkspaceError(
                 f"has {wheel.stat().st_size / 1e6:.2f} MB, more than {MOST_WHEEL_BYTES / 1e6:g} MB",
@@ -117,6 +122,29 @@ def build(root: Path, output: Path) -> list[Path]:
                 do=f"move a model to {MINIS}",
             )
         return [Path(shutil.copy(path, output / path.name)) for path in sorted(made.iterdir())]
+
+
+def compress_again(wheel: Path) -> None:
+    """Compress the files of a wheel for what they mostly are: weights, in which little repeats.
+
+    With more memory and zlib's strategy for such data its weights take 80 kB less.
+    """
+
+    def compressor(kind: int, level: int | None = None) -> Any:
+        if kind == zipfile.ZIP_STORED:
+            return None
+        return zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_FILTERED)
+
+    smaller = wheel.with_suffix(".tmp")
+    # zipfile has no public way to say a strategy; without this function it fails, and a test too.
+    with (
+        mock.patch.object(zipfile, "_get_compressor", compressor),
+        zipfile.ZipFile(wheel) as source,
+        zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry, source.read(entry))
+    smaller.replace(wheel)
 
 
 def copy_sources(root: Path, folder: Path) -> None:
