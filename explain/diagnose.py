@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..engines.cpu import cpu_title
 from ..errors import BuildError, OutOfMemory
 from ..pipeline.build import open_build
 from ..recipe.build import BuildOptions
@@ -46,7 +47,9 @@ def diagnose_build_failure(
     from ..engines.tensorrt.reduce import reduce_failure
 
     if options.on_cpu:
-        raise BuildError(f"{options.backend} has no builder", do="name --backend tensorrt_rtx")
+        raise BuildError(
+            f"{cpu_title(options.backend)} has no builder", do="name --backend tensorrt_rtx"
+        )
     reporter = in_stage(reporter, "diagnose")
     opened = open_build(workspace, name, options, reporter)
     build = opened.build

@@ -1,4 +1,4 @@
-"""What a generator's image decoder is fed, made from the tokens of images."""
+"""Make what a generator's image decoder is fed from the tokens of images."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def find_by_content(folder: Path, alternatives: Sequence[Sequence[str]]) -> list
         return whole
     held = [f"{path.name} holds {content[path]}" for path in files]
     raise ExportError(
-        f"has no complete checkpoint: {bounded(held, 'files')}",
+        f"has no complete checkpoint: {bounded(held, 'files', 8)}",
         where=str(folder),
         do=f"keep one transformer and one tokenizer in it; {expected}",
     )

@@ -333,7 +333,7 @@ def test_validating_on_calibration_samples_warns(models: dict[str, Own], transfo
         *("--feeds", models["transformer"].calibration),
     )
     assert outcome.code == 0
-    assert "validated on calibration samples: calibration:0" in outcome.err
+    assert "samples: 8 samples, the first 3: calibration:0, calibration:1" in outcome.err
 
 
 def test_tensorrt_rtx_proves_every_site_of_the_transformer(

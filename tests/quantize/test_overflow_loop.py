@@ -26,7 +26,10 @@ from ..families.tiny import silent
 
 
 def site_map_of(folder: Path) -> SiteMap:
-    return decode_json(folder / "sites.json", SiteMap, do="")
+    """Return the sites, of a plan that leaves the decoder in high precision."""
+    found = decode_json(folder / "sites.json", SiteMap, do="")
+    graphs = tuple(graph for graph in found.graphs if graph != "decoder")
+    return msgspec.structs.replace(found, graphs=graphs)
 
 
 def decoder_feeds(folder: Path) -> dict[str, np.ndarray]:

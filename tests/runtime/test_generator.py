@@ -214,7 +214,9 @@ def test_missing_graph_is_refused_by_its_name(tmp_path: Path, name: str) -> None
 
 
 def test_folder_without_a_generator_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(WorkspaceError, match=r"generator\.json: no such file \(export"):
+    with pytest.raises(
+        WorkspaceError, match="holds no model, where a generator of images is wanted"
+    ):
         Generator.open(tmp_path)
 
 

@@ -77,7 +77,11 @@ def test_images_that_a_generator_makes_are_known_by_their_seed(tmp_path: Path) -
         ("tokenizer", ValidateOptions(), "no validation images"),
         ("tokenizer", CalibrateOptions(feeds="a.npz"), "an image tokenizer takes images"),
         ("tokenizer", CalibrateOptions(labels="1"), "only a generator takes labels"),
-        ("custom", ValidateOptions(features="f.onnx"), "only a generator takes features"),
+        (
+            "custom",
+            ValidateOptions(features="f.onnx"),
+            "only an image generator or tokenizer takes features",
+        ),
         ("generator", CalibrateOptions(synthetic=True), "a generator takes what it generates"),
         ("generator", ValidateOptions(feeds="a.npz"), "a generator takes what it generates"),
         ("generator", ValidateOptions(images="absent"), "no such folder"),

@@ -131,7 +131,7 @@ def test_what_cannot_be_read_is_a_row_and_no_error(out: Path) -> None:
         *(f"{name}/report.json" for name in ("newer", "cut", "empty", "other")),
         "half.tar",
     }
-    assert "this version reads 'arvg-trt/report/v2'" in rows["newer/report.json"]
+    assert "report/v9 is newer than this arvg-trt reads, report/v2" in rows["newer/report.json"]
     assert all(str(out) not in why for why in rows.values())
     assert len(table(page, "Reports").rows) == 3
     alone = index_page(make_index([out / "newer"], out))

@@ -24,7 +24,7 @@ from arvg_trt.workspace.schemas import problem_in, schema_of, schema_problem
 
 KINDS = {
     Plan: "plan/v1",
-    Report: "report/v1",
+    Report: "report/v2",
     SiteMap: "sites/v2",
     Manifest: "manifest/v1",
     Kit: "kit/v1",

@@ -74,7 +74,7 @@ def test_version_2_keeps_figures_options_and_environment(
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ('{"schema": "arvg-trt/report/v3"}', "'arvg-trt/report/v3', this version reads"),
+        ('{"schema": "arvg-trt/report/v3"}', "report/v3 is newer than this arvg-trt reads"),
         ('{"schema": "arvg-trt/report/v2", "mod', "cannot be read"),
         ('{"schema": "arvg-trt/report/v2"}', "cannot be read"),
         ('{"schema": "arvg-trt/report/v1"}', "cannot be read"),
