@@ -114,7 +114,8 @@ def diagnose_workspace(
         if asked.requantize and proposal is not None:
             written = Path(scratch) / "quantized"
             written.mkdir()
-            quantize_by(source, proposal, facts_options(manifest.options), written, reporter)
+            had = msgspec.convert(dict(manifest.options), QuantizeOptions)
+            quantize_by(source, proposal, had, written, reporter)
             reached = mean(
                 replace(each, quantized=written).raised_noise((), feeds.halves(graph)[1])
                 for graph, each in graphs.items()
@@ -292,10 +293,5 @@ def quantize_by(
     """Write what a plan makes, as `quantize --plan` does."""
     from ..quantize.write import write_quantized
 
-    entries = check_plan(plan, source.planned)
-    write_quantized(source, entries, options, folder, reporter, caches=plan.caches or ())
-
-
-def facts_options(options: Mapping[str, object]) -> QuantizeOptions:
-    """Return the options that a quantization was made with."""
-    return msgspec.convert(dict(options), QuantizeOptions)
+    entries, caches = check_plan(plan, source.planned), plan.caches or ()
+    write_quantized(source, entries, options, folder, reporter, caches=caches)

@@ -203,13 +203,13 @@ def test_a_mar_is_diagnosed_along_its_trajectory(quantized_mar: Path, tmp_path: 
         "--name",
         "w6a6",
         "--samples",
-        1,
+        3,
         "--labels",
-        "0",
+        "0-2",
         "--raise",
-        1,
+        8,
         "--site",
-        "enc*.0.*",
+        "enc*",
     )
     found = diagnosed(quantized_mar, *options, "-o", tmp_path / "out")
     assert list(found["graphs"]) == ["pass"] and not found["unmeasured"]

@@ -181,13 +181,12 @@ class GeneratorMeasurement:
             warmup=self.options.warmup,
             rounds=self.options.rounds,
         )
-        side = self._spec.image_size
         return {
             part: LatencyRow(
                 fp32=times["fp32"],
                 engine=times[ENGINE],
                 speed=ratio(times["fp32"], times[ENGINE]),
-                shape=(len(labels), 3, side, side),
+                shape=(len(labels), 3, *[self._spec.image_size] * 2),
                 batch=len(labels),
                 threads=self.options.threads,
                 tokens=len(labels) * self._spec.length if part in ("total", "tokens") else None,
