@@ -66,6 +66,30 @@ def test_file_that_is_no_graph_is_refused_with_its_name(tmp_path: Path, data) ->
         openvino_session(path, 1)
 
 
+def test_arrays_of_any_memory_order_are_read_as_they_are(tmp_path: Path) -> None:
+    """OpenVINO does not keep the copy in C order that it is given: it must outlive the run."""
+    info = helper.make_tensor_value_info
+    names = [f"x{k}" for k in range(8)]
+    graph = helper.make_graph(
+        [helper.make_node("Sum", names, ["y"])],
+        "sum",
+        [info(name, TensorProto.FLOAT, ["n", "m"]) for name in names],
+        [info("y", TensorProto.FLOAT, ["n", "m"])],
+    )
+    path = tmp_path / "sum.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]), path)
+    opened = openvino_session(path, 1)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        wide = {name: rng.random((64, 300), np.float32) for name in names}
+        feeds = {name: value.T for name, value in wide.items()}
+        wanted = sum(value.astype(np.float64) for value in feeds.values())
+        assert np.allclose(opened.run(feeds)["y"], wanted, rtol=1e-5)
+        sliced = {name: value[:, 3:30] for name, value in wide.items()}
+        found = opened.run_on_device(sliced)["y"].numpy()
+        assert np.allclose(found, sum(v.astype(np.float64) for v in sliced.values()), rtol=1e-5)
+
+
 def test_what_a_run_returned_is_not_changed_by_later_runs(tmp_path: Path) -> None:
     opened = openvino_session(save(tmp_path), 1)
     values = [opened.run_on_device({"x": ONES * k}) for k in range(5)]
