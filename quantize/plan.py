@@ -29,6 +29,7 @@ HALVES = ("encoder", "decoder")  # of a tokenizer
 BROKEN = "INT8 breaks the engine's fused attention into two GEMMs and a softmax between them"
 BLOCK_REASON = "blocks of 4 bits are for linears: engines expand a convolution's on every run"
 MODULATION_REASON = "its input stays in high precision: all rows are scaled by what it makes"
+FLOAT_INPUT_REASON = "its input stays in high precision, as the recipe says"
 ATTENTION_REASON = "its input stays in high precision: it feeds, or is fed by, the softmax"
 
 
@@ -78,6 +79,7 @@ def make_plan(site_map: SiteMap, options: QuantizeOptions, *, decoder: str | Non
     check_patterns("exclude", options.exclude, names)
     check_patterns("include", options.include, names)
     check_patterns("per_tensor", options.per_tensor, names)
+    check_patterns("float_inputs", options.float_inputs, names)
     if options.adaln_bits is not None and not any(map(makes_modulation, site_map.sites)):
         raise RecipeError(
             "adaln_bits are of what makes a generator's modulation, and this model has none",
@@ -112,6 +114,10 @@ def plan_site(site: Site, options: QuantizeOptions, decoder: str | None = None) 
         return SitePlan(name=site.name, reason=reason)
     if options.activation_bits == FLOAT_BITS:
         return SitePlan(name=site.name, weight=chosen, rounding=options.rounding)
+    if matches(site, options.float_inputs):
+        return SitePlan(
+            name=site.name, weight=chosen, rounding=options.rounding, reason=FLOAT_INPUT_REASON
+        )
     if makes_modulation(site) and options.adaln_bits is not None:
         return SitePlan(
             name=site.name, weight=chosen, rounding=options.rounding, reason=MODULATION_REASON

@@ -39,7 +39,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         "Scales and ranges": ("smoothing", "shift", "token_wise", "clip_power", "per_tensor"),
         "Rounding of weights": ("tap_sums", "data_aware", "rounding", "bias_correction"),
         "Attention": ("attention_inputs", "attention", "attention_bits", "kv_cache"),
-        "Sites": ("exclude", "include"),
+        "Sites": ("exclude", "include", "float_inputs"),
         "Target": ("plan_for", "plan_batch", "narrow"),
     }
 
@@ -166,6 +166,10 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         says("Also quantize sites that match this pattern and are left out by default."),
     ] = ()
 
+    float_inputs: Annotated[
+        tuple[str, ...],
+        says("Quantize the weights alone of sites that match this pattern."),
+    ] = ()
     plan_for: Annotated[
         str | None,
         says(

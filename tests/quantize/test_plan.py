@@ -346,3 +346,14 @@ def test_attention_products_have_bits_of_their_own(given: int | None, bits: int)
 def test_attention_bits_without_int8_or_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match="attention_bits"):
         QuantizeOptions(**options)
+
+
+def test_inputs_stay_float_where_the_recipe_says_so() -> None:
+    options = QuantizeOptions(weight_bits=8, float_inputs=("decoder.*",))
+    entries = named(make_plan(SITES, options))
+    for name in ("decoder.up.conv1", "decoder.up.conv2"):
+        assert entries[name].weight is not None and entries[name].activation is None
+        assert "stays in high precision, as the recipe says" in (entries[name].reason or "")
+    assert entries["encoder.mid.conv1"].activation is not None
+    with pytest.raises(RecipeError, match="float_inputs pattern 'nothing' matches no site"):
+        make_plan(SITES, QuantizeOptions(float_inputs=("nothing",)))
