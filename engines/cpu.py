@@ -24,7 +24,7 @@ from .formats import is_fp8
 
 OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
 SATURATES = (
-    "products of INT8 may saturate on this processor, which lacks VNNI, and OpenVINO does nothing "
+    "products of INT8 may saturate on this processor, which lacks VNNI, and OpenVINO may do nothing "
     "against it"
 )
 PROBING = "timing both engines"
