@@ -99,7 +99,8 @@ def test_a_spoiled_scale_is_found(copied: Path, site: str, constant: str, factor
 
 def test_no_scale_is_off_without_a_fault(diagnosed_network: Path, tmp_path: Path) -> None:
     for name in ("plain", "smooth", "weights"):
-        options = ("--name", name, *held_out(diagnosed_network), "--raise", 0, "-o", tmp_path / "o")
+        output = tmp_path / name
+        options = ("--name", name, *held_out(diagnosed_network), "--raise", 0, "-o", output)
         assert diagnosed(diagnosed_network / "ws", *options)["odd_scales"] == []
 
 
@@ -170,7 +171,7 @@ def test_a_tokenizer_has_the_figures_of_its_report(finished: Finished, tmp_path:
         "--site",
         "decoder.up.0.block.2.*",
         "-o",
-        tmp_path,
+        tmp_path / "out",
     )
     assert set(found["graphs"]) == {"encoder", "decoder"}
     sites = load_sites(finished.workspace / "export")
@@ -218,3 +219,15 @@ def test_a_mar_is_diagnosed_along_its_trajectory(quantized_mar: Path, tmp_path: 
         name.startswith(("position", "step")) for site in with_ranges for name in site["ranges"]
     )
     assert found["raised"][0]["measured_db"] > found["held_out_db"]
+
+
+def test_a_folder_that_is_there_is_not_written_over(
+    diagnosed_network: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "reports" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    options = ("--name", "plain", *held_out(diagnosed_network), "-o", kept.parent)
+    outcome = arvg("diagnose", diagnosed_network / "ws", *options)
+    assert_refused(outcome, 9, "is there already", "name a new folder")
+    assert kept.read_text() == "mine"
