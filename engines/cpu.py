@@ -24,8 +24,8 @@ from .formats import is_fp8
 
 OPENVINO, ONNXRUNTIME = "openvino", "onnxruntime"
 SATURATES = (
-    "products of INT8 may saturate on this processor, which lacks VNNI, and OpenVINO may do nothing "
-    "against it"
+    "products of INT8 may saturate on this processor, which lacks VNNI, and OpenVINO may not "
+    "prevent it"
 )
 PROBING = "timing both engines"
 Runs = Mapping[str, Callable[[], object]]

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...calibrate.executors import Execution
 from ...errors import ArvgError, GenerationError, OutOfMemory
+from .shards import remove_leftovers
 from .work import ShardMaker, ShardTask, make_shard
 
 # Pools that die without a shard in between, as they do when memory runs out each time.
@@ -37,6 +38,8 @@ def run_shards(execution: Execution, tasks: Sequence[ShardTask], done: Done, war
     """
     run = on_ray if execution.executor == "ray" else in_processes
     run(execution, tasks, done, warn)
+    for output in {task.place.output for task in tasks}:
+        remove_leftovers(output)
 
 
 def in_processes(execution: Execution, tasks: Sequence[ShardTask], done: Done, warn: Warn) -> None:

@@ -85,6 +85,12 @@ def open_plan(folder: Path, plan: EvaluationPlan) -> None:
         )
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed workers left of files that they were writing; every shard is there."""
+    for path in (folder / SHARDS).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def image_file(folder: Path, shard: int) -> Path:
     return folder / SHARDS / f"{shard:06d}.tar"
 

@@ -24,6 +24,7 @@ from arvg_trt.runtime.generator import Generator
 from arvg_trt.validate.evaluate import execute
 from arvg_trt.validate.evaluate.execute import run_shards
 from arvg_trt.validate.evaluate.shards import (
+    SHARDS,
     EvaluationPlan,
     feature_file,
     image_file,
@@ -185,6 +186,8 @@ def test_a_killed_worker_loses_nothing(
         if len(done) == 1:
             victim = multiprocessing.active_children()[0]
             assert victim.pid is not None
+            # As one that is killed in the middle of a file leaves it.
+            (tmp_path / SHARDS / ".000001.safetensors.x.tmp").write_bytes(b"half")
             os.kill(victim.pid, signal.SIGKILL)
 
     run_shards(Execution("processes", 2, 1), tasks, kill_one, warned.append)
