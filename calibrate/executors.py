@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, Literal, TypeVar
@@ -85,18 +86,29 @@ def on_ray(
     tasks: Sequence[TaskT],
     done: Callable[[int], None],
 ) -> None:
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, include_dashboard=False)
-    try:
+    with ray_session() as ray:
         remote: Any = ray.remote(num_cpus=execution.threads)(function)
         left = [remote.remote(task) for task in tasks]
         while left:
             ready, left = ray.wait(left)
             ray.get(ready)
             done(len(tasks) - len(left))
+
+
+@contextmanager
+def ray_session() -> Iterator[Any]:
+    """Yield Ray, started here unless it runs already; a task's own error is raised as it was.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+    """
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        yield ray
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ArvgError):
             raise error.cause from None

@@ -16,8 +16,8 @@ from multiprocessing.connection import wait as wait_for
 from threading import Thread
 from typing import Any
 
-from ...calibrate.executors import Execution
-from ...errors import ArvgError, GenerationError, OutOfMemory
+from ...calibrate.executors import Execution, ray_session
+from ...errors import GenerationError, OutOfMemory
 from .shards import remove_leftovers
 from .work import ShardMaker, ShardTask, make_shard
 
@@ -91,20 +91,8 @@ def end_with_parent() -> None:
 
 
 def on_ray(execution: Execution, tasks: Sequence[ShardTask], done: Done, warn: Warn) -> None:
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        ray.init(log_to_driver=False, include_dashboard=False)
-    try:
+    with ray_session() as ray:
         run_actors(ray, execution, tasks, done, warn)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ArvgError):
-            raise error.cause from None
-        raise
-    finally:
-        if started:
-            ray.shutdown()
 
 
 def run_actors(
