@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ...errors import RecipeError
 from ...graph.sites import Site, SiteMap, by_input
 from ...numerics.scheme import BLOCK_BITS, Plan, SitePlan, WeightFormat
 from ...recipe.quantize import QuantizeOptions
@@ -40,12 +41,20 @@ def fit_to_target(
 
     Raises:
         BuildError: an unknown target, or one whose peaks are not known.
+        RecipeError: nothing would be quantized there.
     """
     if options.plan_for is None:
         return plan
     machine = find_machine(options.plan_for)
     prediction = predict_model(workspace, machine, options.plan_batch, None)
-    return fit_plan(plan, prediction, site_map, options.narrow)
+    fitted = fit_plan(plan, prediction, site_map, options.narrow)
+    if not any(entry.weight for entry in fitted.sites):
+        raise RecipeError(
+            f"rounding gains nothing at any site on {machine.name}",
+            where=f"plan_for {options.plan_for}",
+            do="ship the unquantized model, or leave plan_for out to save bytes",
+        )
+    return fitted
 
 
 def fit_plan(plan: Plan, prediction: Prediction, site_map: SiteMap, narrow: str) -> Plan:
@@ -112,7 +121,8 @@ def choose(
         return Choice(wide, None)
     fastest = min(seconds.values())
     rows = f"{min(c.rows[0] for c in costs):,} to {max(c.rows[1] for c in costs):,} rows"
-    where = f"predicted for {prediction.machine.name} at {prediction.images} images a batch, {rows}"
+    images = "1 image" if prediction.images == 1 else f"{prediction.images} images"
+    where = f"predicted for {prediction.machine.name} at {images} a batch, {rows}"
     if seconds[plain] < fastest * WORTH:
         return Choice(plain, f"{where}: rounding gains less than {WORTH - 1:.0%}")
     if narrow in seconds and seconds[narrow] < fastest * WORTH:

@@ -146,7 +146,7 @@ def test_a_quantization_for_a_target_says_why_in_its_plan(
     fitted = [entry for entry in plan.sites if "bandwidth-bound" in (entry.reason or "")]
     # One token a step: all linears of the blocks and the head meet two rows.
     assert len(fitted) > 20 and all(e.weight and not e.activation for e in fitted)
-    reason = "predicted for GeForce RTX 3090 at 1 images a batch, 2 to 4 rows: bandwidth-bound"
+    reason = "predicted for GeForce RTX 3090 at 1 image a batch, 2 to 4 rows: bandwidth-bound"
     assert any((entry.reason or "").startswith(reason) for entry in fitted)
 
 
@@ -157,3 +157,15 @@ def test_an_unknown_target_is_refused_before_anything_is_written(
     outcome = arvg("quantize", workspace, "--name", "odd", "--plan-for", "rtx9999")
     assert_refused(outcome, 6, "rtx9999")
     assert not (workspace / "quantize" / "odd").exists()
+
+
+def test_a_target_where_nothing_gains_is_refused_before_anything_is_written(
+    quantized_of: Callable[[str], object], tmp_path: Path
+) -> None:
+    workspace: Path = quantized_of("rar").workspace  # type: ignore[attr-defined]
+    slow = Machine(name="slow", bandwidth=1e18, peaks={"fp32": 1e9, "w8a8": 1e9}, source="made up")
+    file = tmp_path / "slow.json"
+    file.write_bytes(msgspec.json.encode(slow))
+    outcome = arvg("quantize", workspace, "--name", "none", "--plan-for", file)
+    assert_refused(outcome, 3, "rounding gains nothing at any site on slow")
+    assert not (workspace / "quantize" / "none").exists()
