@@ -18,8 +18,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 class ArvgError(Exception):
     """Report a problem the user can act on, printed as one line.
 
-    ``stages`` are the results of those that had ended before, None of a command without stages:
-    `--json` prints them beside the error.
+    ``stages`` are the results of those that had ended before, None of a command without stages;
+    ``measured`` are the fields of what a gate then refused. `--json` prints both beside the error.
     """
 
     exit_code: ClassVar[int] = 1
@@ -31,6 +31,7 @@ class ArvgError(Exception):
         self.where = where
         self.do = do
         self.stages: tuple[Any, ...] | None = None
+        self.measured: dict[str, Any] = {}
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what

@@ -56,6 +56,7 @@ def evaluate(
     Example: arvg-trt evaluate out/ws -o out/50k --features inception.onnx \\
                  --reference VIRTUAL_imagenet256_labeled.npz --workers 4
     """
+    from ..validate.evaluate.gates import gate_error
     from ..validate.evaluate.run import evaluate as evaluate_source
     from ..validate.evaluate.text import evaluation_lines
 
@@ -63,11 +64,16 @@ def evaluate(
     opening = Opening(keys, explain)
     with ConsoleReporter(quiet=as_json) as reporter:
         found = evaluate_source(source, options, output, reporter, opening.access)
+    fields = {**msgspec.structs.asdict(found), "chosen": opening.chosen}
+    error = gate_error(found.gates, found.folder or found.source)
+    if not as_json:
+        for line in evaluation_lines(found):
+            click.echo(line)
+    if error is not None:
+        error.measured = fields
+        raise error
     if as_json:
-        print_json({**msgspec.structs.asdict(found), "chosen": opening.chosen})
-        return
-    for line in evaluation_lines(found):
-        click.echo(line)
+        print_json(fields)
 
 
 @command()

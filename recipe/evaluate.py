@@ -17,7 +17,7 @@ class EvaluateOptions(SamplingOptions, frozen=True, kw_only=True):
     GROUPS: ClassVar[Groups] = {
         "Images": ("count", "labels", "seed", "batch_size", "keep_images"),
         "Sampling": (*DRAWS, "greedy"),
-        "Measures": ("features", "reference"),
+        "Measures": ("features", "reference", "gates"),
         "Work": ("executor", "workers", "shard_size", "threads", "device", "allow_fallback"),
     }
 
@@ -38,6 +38,10 @@ class EvaluateOptions(SamplingOptions, frozen=True, kw_only=True):
     reference: Annotated[
         str | None, says("A .npz of the ADM evaluator, or a folder of images to compare with.")
     ] = None
+    gates: Annotated[
+        tuple[str, ...],
+        says("Condition that the figures must hold, such as 'fid<=5.2'.", flag="gate"),
+    ] = ()
     executor: Annotated[
         Executor, says("Processes of this machine, or actors of a Ray cluster.")
     ] = "processes"

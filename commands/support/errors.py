@@ -90,12 +90,12 @@ class Commands(SectionedGroup):
         click.echo(f"error: {text}", err=True)
 
     def print_object(self, code: int, text: str, error: BaseException) -> None:
-        """Print, with `--json`, the stages that ended and `error` on stdout."""
+        """Print, with `--json`, what was made or measured before and `error` on stdout."""
         if self.as_json:
             fields = {"kind": type(error).__name__, "message": text, "exit_code": code}
             fields |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
             stages = getattr(error, "stages", None)
-            made = {} if stages is None else {"stages": stages}
+            made = getattr(error, "measured", {}) | ({} if stages is None else {"stages": stages})
             print_json({**made, "error": fields})
 
     def interrupt(self, number: int, frame: object) -> None:

@@ -13,7 +13,7 @@ from ...errors import CalibrationError, RecipeError
 from ...recipe.commands import DRAWS
 from ...recipe.evaluate import EvaluateOptions
 from ...runtime.bundle.open import ANY, BundleAccess, located
-from ...runtime.folders import graphs_folder, placed_spec
+from ...runtime.folders import graphs_folder, placed_spec, placement_of
 from ...runtime.generator import choose_sampling
 from ...runtime.labels import parse_labels
 from ...runtime.sampling import Sampling
@@ -21,8 +21,10 @@ from ...runtime.spec import GeneratorSpec
 from ...workspace.files import atomic_write, digest_files, encode_json, sha256_file
 from ...workspace.stage import Reporter
 from ..quality.open import FEATURES, FeatureNetwork, open_feature_network
+from ..report.gates import GateResult
 from .distribution import Distribution, Features, Reference, measure_distribution
 from .execute import run_shards
+from .gates import evaluation_gates, gate_results, require_outputs_of
 from .reference import extract, is_image_set, open_images, open_reference
 from .shards import EvaluationPlan, missing, open_plan, read_features
 from .work import ShardTask, Workplace
@@ -46,6 +48,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     features: str | None
     reference: str | None
     distribution: Distribution | None
+    gates: tuple[GateResult, ...] = ()
 
 
 def evaluate(
@@ -57,7 +60,8 @@ def evaluate(
 ) -> Evaluation:
     """Make the images of a generator that are missing in `output`, and measure all of them.
 
-    A `source` that is a .npz or a folder of images is measured as it is.
+    A `source` that is a .npz or a folder of images is measured as it is. Gates are checked, and
+    those that failed are in what is returned.
 
     Raises:
         CalibrationError: images, a network or a reference that cannot be used.
@@ -76,6 +80,7 @@ def evaluate(
             where="--reference",
             do=f"add --features; {FEATURES}",
         )
+    evaluation_gates(options.gates, options.features, options.reference)
     if is_image_set(source):
         return evaluate_images(source, options, reporter)
     if output is None:
@@ -92,6 +97,8 @@ def evaluate_images(source: Path, options: EvaluateOptions, reporter: Reporter) 
     if options.features is None:
         raise RecipeError("nothing is measured without a network", where="--features", do=FEATURES)
     network = open_feature_network(Path(options.features), max(images.side), options.threads)
+    gates = evaluation_gates(options.gates, options.features, options.reference)
+    require_outputs_of(gates, network.widths, options.features)
     reference = reference_of(options, network, reporter)
     start = time.monotonic()
     features = extract(
@@ -115,6 +122,7 @@ def evaluate_images(source: Path, options: EvaluateOptions, reporter: Reporter) 
         features=network.title,
         reference=options.reference,
         distribution=found,
+        gates=gate_results(gates, found),
     )
 
 
@@ -127,9 +135,11 @@ def evaluate_generator(
 ) -> Evaluation:
     graphs = located(source, options.device, access, reporter, wants="generator")
     folder, spec = placed_spec(graphs, options.device)
+    gates = evaluation_gates(options.gates, options.features, options.reference)
     network: FeatureNetwork | None = None
     if options.features is not None:
         network = open_feature_network(Path(options.features), spec.image_size, options.threads)
+        require_outputs_of(gates, network.widths, options.features)
     plan = plan_of(folder, spec, options)
     open_plan(output, plan)
     reference = None if network is None else reference_of(options, network, reporter)
@@ -158,6 +168,7 @@ def evaluate_generator(
         features=None if network is None else network.title,
         reference=options.reference,
         distribution=distribution,
+        gates=gate_results(gates, distribution),
     )
     atomic_write(output / RESULT, encode_json(found))
     return found
@@ -180,6 +191,7 @@ def plan_of(folder: Path, spec: GeneratorSpec, options: EvaluateOptions) -> Eval
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         features=features,
+        device=placement_of(folder, options.device).text,
         keep_images=options.keep_images,
     )
 

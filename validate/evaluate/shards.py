@@ -32,9 +32,9 @@ IDS = "ids"
 class EvaluationPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Say which images an evaluation makes: image k is of class ``labels[k % len(labels)]``.
 
-    ``model`` is a digest of the graphs, ``features`` that of the network. An image depends on the
-    seed and its number alone; batches are cut within shards, so that any number of workers in any
-    order makes the same bytes.
+    ``model`` is a digest of the graphs, ``features`` that of the network, ``device`` where the
+    graphs run: a GPU rounds in another way. An image depends on the seed and its number alone;
+    batches are cut within shards, so that any number of workers in any order makes the same bytes.
     """
 
     schema: str = "arvg-trt/evaluation/v1"
@@ -46,6 +46,7 @@ class EvaluationPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     batch_size: int
     shard_size: int
     features: str | None = None
+    device: str = "cpu"
     keep_images: bool = True
 
     @property

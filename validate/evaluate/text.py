@@ -35,5 +35,7 @@ def evaluation_lines(found: Evaluation) -> Iterator[str]:
             kid = distribution.kid
             yield f"{'KID':33}{kid.mean:.6f} ± {kid.deviation:.6f}"
         yield from distribution.notes
+    for gate in found.gates:
+        yield f"gate {gate.expression}: {gate.verdict}"
     if found.folder is not None:
         yield found.folder
