@@ -108,7 +108,13 @@ def test_gates_without_what_they_need_are_refused_before_an_image_is_made(
 
 def test_a_folder_is_not_gone_on_with_on_another_device(tmp_path: Path) -> None:
     plan = EvaluationPlan(
-        model="m", count=2, labels=(0,), seed=0, sampling=Sampling(), batch_size=1, shard_size=1
+        model="m",
+        count=2,
+        labels=(0,),
+        seed=0,
+        sampling=Sampling(cfg=0.0, top_k=0, top_p=1.0),
+        batch_size=1,
+        shard_size=1,
     )
     open_plan(tmp_path, plan)
     open_plan(tmp_path, plan)
