@@ -35,7 +35,7 @@ SAME_SEED = (
 class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hold a metric's ``value``, the ``n`` samples behind it, and its interval of 95 %.
 
-    ``value`` is None for decibels without any error. Without an interval ``why`` says the reason.
+    ``n`` is 0 where nothing says them. ``value`` is None for decibels without any error. Without an interval ``why`` says the reason.
     ``method`` is "bca" or "percentile" of the bootstrap, "t" for Student's on few samples, "exact"
     for shares.
     """
@@ -48,10 +48,15 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     why: str | None = None
 
     @classmethod
-    def of(cls, value: float, sampled: Sampled | str, level: float = LEVEL) -> Figure:
-        """Return the figure with its interval; a text in place of samples says why it has none."""
+    def of(
+        cls, value: float, sampled: Sampled | str, level: float = LEVEL, *, count: int = 0
+    ) -> Figure:
+        """Return the figure with its interval; a text in place of samples says why it has none.
+
+        Then it is of `count` samples.
+        """
         if isinstance(sampled, str):
-            found = Interval(0, why=sampled)
+            found = Interval(count, why=sampled)
         else:
             found = interval_of(sampled, level)
         return cls(

@@ -22,7 +22,7 @@ def figures(report: Report) -> dict[str, Figure]:
     parts = [*(f"{part}." for part in get_args(Part)), ""]
     speeds = {f"{part}{name}" for part in parts for name in ("speedup", "latency_ms")}
     return {
-        name: Figure.of(value, sampled(report, name))
+        name: Figure.of(value, sampled(report, name), count=measured_on(report, name))
         for name, value in metrics(report).items()
         if value is not None and plain(name) not in COUNTED and ("." in name or name in speeds)
     }
@@ -35,7 +35,21 @@ def figure(report: Report, metric: str, level: float = LEVEL) -> Figure | None:
             if name in report.figures:
                 return report.figures[name]
     value = metrics(report).get(metric)
-    return None if value is None else Figure.of(value, sampled(report, metric), level)
+    if value is None:
+        return None
+    return Figure.of(value, sampled(report, metric), level, count=measured_on(report, metric))
+
+
+def measured_on(report: Report, metric: str) -> int:
+    """Return how many images or samples a metric is of; 0 if a report does not say it."""
+    candidate = metric.rpartition(".")[0] or report.headline
+    if plain(metric) == "site_sqnr_db":  # of a few of them
+        return 0
+    if candidate in report.accuracy:
+        return len(report.accuracy[candidate].psnr.each)
+    if candidate in report.generation:
+        return len(report.data.pictures)
+    return len(report.data.validation) if candidate in report.outputs else 0
 
 
 def inconclusive_metrics(report: Report) -> tuple[str, ...]:

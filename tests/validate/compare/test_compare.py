@@ -10,6 +10,8 @@ import pytest
 from arvg_trt.errors import BundleError, RecipeError
 from arvg_trt.validate.compare.compare import Comparison, compare
 from arvg_trt.validate.compare.page import comparison_html, comparison_markdown
+from arvg_trt.validate.compare.rules import RULES
+from arvg_trt.validate.formats import METRICS
 from arvg_trt.validate.metrics.latency import Cpu
 from arvg_trt.validate.metrics.summary import Summary
 from arvg_trt.validate.report.schema import Report
@@ -130,3 +132,8 @@ def test_both_forms_name_the_regression(make_report: MakeReport) -> None:
     assert "(\u22121.00 dB, \u22121.00 dB to \u22121.00 dB, worse)" in markdown
     assert "Regressed: PSNR to the original" in html
     assert not re.search(r"https?:|url\(|<script|<link", html)
+
+
+def test_every_metric_of_a_report_can_be_compared() -> None:
+    """One without a rule was left out of comparisons without a word."""
+    assert sorted(rule.metric for rule in RULES) == sorted(METRICS)

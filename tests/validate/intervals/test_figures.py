@@ -79,6 +79,7 @@ def test_a_figure_without_an_interval_says_why(make_report: MakeReport) -> None:
         assert (each.low is None) == (each.why is not None), name
         assert each.low is None or each.high is None or each.low <= each.high
     assert found["engine.psnr_min"].why == WITHOUT_INTERVAL["psnr_min"]
+    assert found["engine.psnr_min"].n == found["engine.psnr"].n == 3
     assert "compression" not in found and found["speedup"].n == 10
 
 
