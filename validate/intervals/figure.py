@@ -35,9 +35,9 @@ SAME_SEED = (
 class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Hold a metric's ``value``, the ``n`` samples behind it, and its interval of 95 %.
 
-    ``n`` is 0 where nothing says them. ``value`` is None for decibels without any error. Without an interval ``why`` says the reason.
-    ``method`` is "bca" or "percentile" of the bootstrap, "t" for Student's on few samples, "exact"
-    for shares.
+    ``n`` is 0 where nothing says them. ``value`` is None for decibels without any error. Without an
+    interval ``why`` says the reason. ``method`` is "bca" or "percentile" of the bootstrap, "t" for
+    Student's on few samples, "exact" for shares.
     """
 
     value: float | None
