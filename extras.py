@@ -15,11 +15,17 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "search": ("scipy",),
     "distributed": ("ray",),
     "openvino": ("openvino",),
+    "mlflow": ("mlflow",),
     "rtx": ("tensorrt_rtx", "polygraphy"),
     # What building a kit needs beside a builder, as on a device that has TensorRT of its own.
     "kit": ("onnx", "onnx_ir", "polygraphy"),
 }
-INSTALLED_AS = {"skimage": "scikit-image", "onnx_ir": "onnx-ir", "tensorrt_rtx": "tensorrt-rtx"}
+INSTALLED_AS = {
+    "skimage": "scikit-image",
+    "onnx_ir": "onnx-ir",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "mlflow": "mlflow-skinny",
+}
 # Packages that come with those above.
 BROUGHT = {"ml_dtypes": "export", "matplotlib": "report"}
 

@@ -13,6 +13,7 @@ from .support.console import ConsoleReporter, print_json
 from .support.figures import figures_of_failures, print_figures
 from .support.groups import command, option
 from .support.options import json_option, memory_option
+from .support.tracking import experiment_option, mlflow_option, tracking
 from .why import print_plan
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 @click.argument("recipe_name", metavar="RECIPE", shell_complete=completion.recipes)
 @model_options
 @memory_option
+@mlflow_option
+@experiment_option
 @option(
     "--dry-run",
     group="Plan",
@@ -36,6 +39,8 @@ def run(
     checkpoint: str | None,
     workspace: str | None,
     max_memory: int,
+    mlflow_uri: str | None,
+    experiment: str,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -58,8 +63,13 @@ def run(
         print_plan(recipe, as_json)
         say_left_out(written, recipe)
         return
-    with figures_of_failures(as_json), ConsoleReporter(quiet=as_json) as reporter:
+    with (
+        figures_of_failures(as_json),
+        tracking(mlflow_uri, experiment) as log,
+        ConsoleReporter(quiet=as_json) as reporter,
+    ):
         results = run_recipe(recipe, reporter, max_memory)
+        log(results)
     if as_json:
         print_json({"stages": results})
     else:

@@ -31,11 +31,14 @@ from .support.perform import (
     recipe_option,
     recipe_or_none,
 )
+from .support.tracking import experiment_option, mlflow_option, tracking
 
 if TYPE_CHECKING:
     from ..calibrate.executors import ExecutorName
     from ..export.checkpoint.wrappers import Weights
     from ..runtime.spec import KvType
+    from ..workspace.stage import StageResult
+    from ..workspace.workspace import Workspace
 
 
 @command()
@@ -218,12 +221,16 @@ def quantize(
 @recipe_option
 @name_option
 @struct_options(ValidateOptions)
+@mlflow_option
+@experiment_option
 @require_key_option
 @json_option
 def validate(
     workspace: Path,
     recipe_name: str | None,
     name: str | None,
+    mlflow_uri: str | None,
+    experiment: str,
     keys: Sequence[Path],
     as_json: bool,
     **changes: Any,
@@ -250,7 +257,13 @@ def validate(
         raise click.UsageError("--require-key is for bundles, and WORKSPACE is none")
     else:
         called = quantization_name(name, recipe)
-    with figures_of_failures(as_json):
-        results = perform(workspace, as_json, lambda w, r: [validate_stage(w, called, options, r)])
+
+    def work(opened: Workspace, reporter: ConsoleReporter) -> list[StageResult]:
+        found = [validate_stage(opened, called, options, reporter)]
+        log(found)
+        return found
+
+    with figures_of_failures(as_json), tracking(mlflow_uri, experiment) as log:
+        results = perform(workspace, as_json, work)
     if not as_json:
         print_figures(results[-1])

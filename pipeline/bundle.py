@@ -152,6 +152,7 @@ def bundle_documents(
     Raises:
         WorkspaceError: the validation is not of what lies in the workspace now.
     """
+    from ..engines.bundle import card
     from ..engines.bundle import documents as written
 
     root = workspace.root
@@ -171,7 +172,7 @@ def bundle_documents(
     else:
         reporter.warn(f"{name} was not validated: the bundle says nothing of its accuracy")
     texts = license_texts(known_name(exported), licenses)
-    terms = {f"{written.LICENSES}/{file}": text for file, text in texts.items()}
+    terms = {f"{card.LICENSES}/{file}": text for file, text in texts.items()}
     if not terms:
         reporter.warn("no licence of the weights is in the bundle: give --license FILE")
     records = written.stage_records(workspace, name)
@@ -179,8 +180,8 @@ def bundle_documents(
     metrics = measured.metrics if measured else {}
     figures = [summary(measured)] if measured else []
     kind = Exported.open(workspace).kind
-    card = written.model_card(model, name, kind, groups, figures, sorted(terms))
-    found[written.CARD] = card.encode()
+    page = card.model_card(model, name, kind, groups, figures, metrics, sorted(terms))
+    found[card.CARD] = page.encode()
     listed = [made.group for made in groups]
     tool = f"arvg-trt {tool_version()}"
     bill = written.bill_of_materials(model, name, kind, tool, listed, records, metrics)

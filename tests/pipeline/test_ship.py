@@ -316,6 +316,7 @@ def test_documents_say_what_it_is_in_forms_that_others_read(
 ) -> None:
     import jsonschema  # takes a second, which every worker would spend to collect tests
     from cyclonedx.validation.json import JsonStrictValidator
+    from huggingface_hub import RepoCard
 
     with Bundle(shipped.file) as bundle:
         for descriptor in bundle.manifests:
@@ -327,6 +328,12 @@ def test_documents_say_what_it_is_in_forms_that_others_read(
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
     card = (documents / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: arvg-trt\n")
+    results = RepoCard(card).data.to_dict()["model-index"][0]["results"]
+    measured = {each["type"]: each["value"] for each in results[0]["metrics"]}
+    validated = json.loads((shipped.workspace / "validate/int8/manifest.json").read_text())
+    plain = {k: v for k, v in validated["results"]["metrics"].items() if "." not in k}
+    assert measured | {k: plain[k] for k in ("speedup", "latency_ms")} == plain
+    assert {"psnr_drop", "compression"} <= set(measured)
     assert "| rtx-sm86-sm120 | TensorRT for RTX " in card and "PSNR drop " in card
     assert "Commands that take it: `encode`, `decode`, `validate`, `unpack`.\n" in card
     assert "Data and licence" in (documents / "licenses" / "cosmos-mini-di8x8.md").read_text()
