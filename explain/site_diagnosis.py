@@ -26,20 +26,14 @@ from ..recipe.validate import ValidateOptions
 from ..runtime.folders import read_spec
 from ..samples.files import Sample
 from ..validate.diagnose.diagnosis import (
-    GraphFindings,
     QuantizedGraph,
     mean,
-    measure_raises,
     relative_db,
 )
-from ..validate.diagnose.facts import Diagnosis, Raised
+from ..validate.diagnose.facts import Diagnosis
 from ..validate.diagnose.feeds import SavedFeeds, save_feeds, save_samples
 from ..validate.diagnose.ranking import (
-    Candidate,
-    candidate,
-    leave_one,
     raised_plan,
-    ranked,
     with_readers,
 )
 from ..validate.diagnose.rows import odd_scales, shares_of, site_rows
@@ -48,6 +42,7 @@ from ..workspace.facts import Exported, facts, model_name
 from ..workspace.files import decode_json
 from ..workspace.stage import Reporter, require_outputs
 from ..workspace.workspace import Workspace
+from .site_raises import choose, measured_raises, prediction_for, raised_rows
 
 CALIBRATION: Literal["calibration"] = "calibration"
 
@@ -78,8 +73,10 @@ def diagnose_workspace(
         RecipeError: a pattern that matches no quantized site.
         CalibrationError: samples that cannot be used.
         AccuracyError: FP32 itself gives NaN.
+        BuildError: times are asked for on a target that is not known.
     """
     folder, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
+    prediction = prediction_for(workspace, asked.target)
     source = Calibrated.open(workspace)
     plan = decode_json(folder / "plan.json", Plan, do="run `arvg-trt quantize` again")
     entries = check_plan(plan, source.planned)
@@ -106,7 +103,7 @@ def diagnose_workspace(
             graph: each.findings([s for s in chosen if s.graph == graph], reporter.progress)
             for graph, each in graphs.items()
         }
-        best = choose(found, chosen, entries, asked)
+        best = choose(found, chosen, entries, asked, prediction)
         measured = measured_raises(graphs, best, asked, reporter)
         raised = with_readers(best, entries, planned, asked.to)
         proposal = raised_plan(plan, raised) if raised else None
@@ -143,6 +140,7 @@ def diagnose_workspace(
         odd_scales=odd_scales(planned, found),
         sites=sites,
         raised=raised_rows(best, noise, measured),
+        target=msgspec.UNSET if prediction is None else prediction.machine.name,
         exclude=tuple(raised) if asked.to == "high" else (),
         unmeasured=unmeasured(source.planned, planned, feeds),
         requantized_db=relative_db(reached),
@@ -227,64 +225,6 @@ def unmeasured(site_map: SiteMap, planned: Sequence[Site], feeds: SavedFeeds) ->
         for graph in site_map.graphs
         if graph in quantized and graph not in feeds.runs
     }
-
-
-def choose(
-    found: Mapping[str, GraphFindings],
-    sites: Sequence[Site],
-    entries: Mapping[str, SitePlan],
-    asked: DiagnoseOptions,
-) -> list[Candidate]:
-    """Return the sites to raise, the best first; their noise is relative to that of the model."""
-    candidates = []
-    for site in sites:
-        if site.graph not in found:
-            continue
-        own = found[site.graph]
-        alone = own.alone[site.name]
-        noises = [0.0 if part is None else part.relative for part in (alone.input, alone.weight)]
-        each = candidate(
-            site, entries[site.name], asked.to, own.at_outputs[site.name] / len(found), *noises
-        )
-        if each is not None and each.gone > 0:
-            candidates.append(each)
-    return leave_one(ranked(candidates, asked.order)[: asked.count], entries, asked.to)
-
-
-def measured_raises(
-    graphs: Mapping[str, QuantizedGraph],
-    best: Sequence[Candidate],
-    asked: DiagnoseOptions,
-    reporter: Reporter,
-) -> list[float | None]:
-    """Return the relative noise with none, the first, ... raised; to 8 bits only with none."""
-    order = [each.site for each in best] if asked.to == "high" else []
-    found = measure_raises(graphs, order, reporter.progress)
-    return found + [None] * (len(best) - len(order))
-
-
-def raised_rows(
-    best: Sequence[Candidate], noise: float, measured: Sequence[float | None]
-) -> tuple[Raised, ...]:
-    """Return the rows of what is raised, with what errors that add up predict, and what is so.
-
-    Predicted is the share of the `noise` that stays, of what the other samples have.
-    """
-    rows, left, base = [], noise, measured[0]
-    for each, reached in zip(best, measured[1:], strict=True):
-        left -= each.gone
-        finite = base is not None and math.isfinite(left) and math.isfinite(noise)
-        rows.append(
-            Raised(
-                name=each.site.name,
-                graph=each.site.graph,
-                to=each.to,
-                kib=each.nbytes / 1024,
-                predicted_db=relative_db(base * left / noise) if finite and base else None,
-                measured_db=relative_db(reached),
-            )
-        )
-    return tuple(rows)
 
 
 def quantize_by(

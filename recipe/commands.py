@@ -67,7 +67,7 @@ class DiagnoseOptions(Options, frozen=True, kw_only=True):
     """Say which sites a diagnosis measures, and what it proposes to raise."""
 
     GROUPS: ClassVar[Groups] = {
-        "Sites": ("sites", "count", "to", "order"),
+        "Sites": ("sites", "count", "to", "order", "target"),
         "Work": ("requantize",),
     }
 
@@ -84,15 +84,27 @@ class DiagnoseOptions(Options, frozen=True, kw_only=True):
         says("What to raise them to: high precision, or 8 bits where they have fewer.", flag="to"),
     ] = "high"
     order: Annotated[
-        Literal["gain", "gain_per_kib"],
-        says("Rank by the error that goes, or by that for each KiB of weights more.", flag="rank"),
+        Literal["gain", "gain_per_kib", "gain_per_us"],
+        says(
+            "Rank by the error that goes, or by that for each KiB of weights or microsecond more.",
+            flag="rank",
+        ),
     ] = "gain"
+    target: Annotated[
+        str | None,
+        says(
+            "Also predict what an image takes longer, on a GPU such as rtx4090 or a file that "
+            "`arvg-trt probe` wrote."
+        ),
+    ] = None
     requantize: Annotated[
         bool, says("Also quantize with the written plan, and measure what it reaches.")
     ] = False
 
     def __post_init__(self) -> None:
         require_in_range(self)
+        if self.order == "gain_per_us" and self.target is None:
+            raise ValueError("to rank by microseconds it needs a --target")
 
 
 class SamplingOptions(Options, frozen=True, kw_only=True):

@@ -49,7 +49,9 @@ class OddScale(msgspec.Struct, frozen=True, kw_only=True):
 class Raised(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a site to raise ``to`` a format, after those above it in the list.
 
-    ``kib`` is what its weight takes more. ``predicted_db`` is what the model's outputs would have
+    ``kib`` is what its weight takes more, ``us`` what an image takes longer on the diagnosis's
+    ``target``, predicted from bytes and operations (absent: no target, or a product of two
+    inputs). ``predicted_db`` is what the model's outputs would have
     with it and those above raised, if errors add up; ``measured_db`` is what they have. Both are of
     samples that the order was not chosen on; None: not measured, or no error at all.
     """
@@ -58,6 +60,7 @@ class Raised(msgspec.Struct, frozen=True, kw_only=True):
     graph: str
     to: str
     kib: float
+    us: float | msgspec.UnsetType = msgspec.UNSET
     predicted_db: float | None
     measured_db: float | None = None
 
@@ -92,4 +95,5 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[str, ...]
     unmeasured: dict[str, str] = {}
     requantized_db: float | None = None
+    target: str | msgspec.UnsetType = msgspec.UNSET
     schema: Literal["arvg-trt/diagnosis/v1"] = "arvg-trt/diagnosis/v1"

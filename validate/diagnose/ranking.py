@@ -16,18 +16,22 @@ from ...quantize.search.budget import form_bytes
 FLOAT_BITS, USUAL_BITS = 16, 8
 REASON = "raised to high precision by diagnose"
 To = Literal["high", "8bit"]
-Order = Literal["gain", "gain_per_kib"]
+Order = Literal["gain", "gain_per_kib", "gain_per_us"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Hold a site that may be raised: how much relative noise goes, and its bytes more."""
+    """Hold a site that may be raised: how much relative noise goes, and its bytes more.
+
+    `seconds` are what an image takes longer; None: nothing predicts it.
+    """
 
     site: Site
     entry: SitePlan
     raised: SitePlan
     gone: float
     nbytes: int
+    seconds: float | None = None
 
     @property
     def to(self) -> str:
@@ -80,15 +84,18 @@ def raised_entry(entry: SitePlan, to: To) -> SitePlan:
 
 
 def ranked(candidates: Sequence[Candidate], order: Order) -> list[Candidate]:
-    """Return candidates, the best first: by noise that goes, or by that for each byte.
+    """Return candidates, the best first: by noise that goes, or by that for each byte or second.
 
-    What costs no bytes comes first where bytes count.
+    What costs none comes first where they count; a site whose time nothing predicts comes last.
     """
 
     def key(each: Candidate) -> tuple[float, float]:
         if order == "gain":
             return (-each.gone, each.nbytes)
-        return (-each.gone / each.nbytes if each.nbytes > 0 else -math.inf, -each.gone)
+        cost = each.nbytes if order == "gain_per_kib" else each.seconds
+        if cost is None:
+            return (math.inf, -each.gone)
+        return (-each.gone / cost if cost > 0 else -math.inf, -each.gone)
 
     return sorted(candidates, key=key)
 

@@ -134,6 +134,11 @@ def ratio(value: float | msgspec.UnsetType | None, *, finite: bool = True) -> st
     return DB(value)
 
 
+def microseconds(value: float | msgspec.UnsetType) -> str:
+    """Return what an image takes longer as text."""
+    return UNMEASURED if value is msgspec.UNSET else f"{value:+.3g} µs"
+
+
 def scale_text(odd: OddScale) -> str:
     """Return what another factor gains."""
     gain = "it is finite" if odd.gain_db is None else f"{odd.gain_db:.1f} dB less error"
@@ -162,6 +167,7 @@ def _odd_scales(diagnosis: Diagnosis) -> Table:
 
 def _raised(diagnosis: Diagnosis) -> Table:
     rows, kib, base = [], 0.0, diagnosis.held_out_db
+    timed = diagnosis.target is not msgspec.UNSET
     for number, row in enumerate(diagnosis.raised, start=1):
         kib += row.kib
         gain = ""
@@ -174,6 +180,7 @@ def _raised(diagnosis: Diagnosis) -> Table:
                 row.to,
                 f"{row.kib:+.1f} KiB",
                 f"{kib:+.1f} KiB",
+                *((microseconds(row.us),) if timed else ()),
                 ratio(row.predicted_db) if row.predicted_db is not None else UNMEASURED,
                 ratio(row.measured_db) if row.measured_db is not None else "not measured",
                 gain,
@@ -182,8 +189,9 @@ def _raised(diagnosis: Diagnosis) -> Table:
     return Table(
         title="Raise these sites",
         header=(
-            *("", "Site", "To", "Weights", "Together", "Predicted", "Measured"),
-            "Measured gain",
+            *("", "Site", "To", "Weights", "Together"),
+            *((f"An image on {diagnosis.target}, predicted",) if timed else ()),
+            *("Predicted", "Measured", "Measured gain"),
         ),
         rows=tuple(rows),
         caption=f"Each line with those above it raised too. {PLAN} raises all of them: "
@@ -283,6 +291,7 @@ def terminal_lines(diagnosis: Diagnosis) -> Iterator[str]:
             found.append(f"predicted {ratio(row.predicted_db)}")
         if row.measured_db is not None:
             found.append(f"measured {ratio(row.measured_db)}")
-        yield f"{number:>3}. {row.name} to {row.to}: {kib:+.1f} KiB, {', '.join(found)}"
+        time = "" if row.us is msgspec.UNSET else f"{microseconds(row.us)}, "
+        yield f"{number:>3}. {row.name} to {row.to}: {kib:+.1f} KiB, {time}{', '.join(found)}"
     if diagnosis.requantized_db is not None:
         yield f"quantized with the plan: {ratio(diagnosis.requantized_db)}"
