@@ -105,7 +105,9 @@ class IntegrityError(ArvgError):
     """Report a bundle that is damaged, changed, or not signed as required; or no key."""
 
     exit_code = 12
-    means = "a bundle that is damaged, changed, or not signed as required"
+    means = (
+        "a bundle that is damaged, changed, or not signed as required; a key that cannot be used"
+    )
 
 
 class InconclusiveError(ArvgError):

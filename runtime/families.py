@@ -46,7 +46,7 @@ def find_family(name: str, where: str | None = None) -> Family:
     raise WorkspaceError(
         f"no family named {name!r}",
         where=where,
-        do=f"nearest: {known}; or install the package that brings it",
+        do=f"nearest: {known}; or install the package or the newer arvg-trt that brings it",
     )
 
 

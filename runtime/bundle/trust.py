@@ -7,6 +7,7 @@ keys. A bundle must be signed by one key of each of them, so that none weakens a
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,9 +20,7 @@ from .reader import Bundle
 from .signature import read_public_key
 
 KEYS_VARIABLE = "ARVG_TRT_REQUIRE_KEY"
-SYSTEM_CONFIG = Path("/etc/arvg-trt/config.toml")
 CONFIG_NAME = Path("arvg-trt/config.toml")
-
 KeySet = tuple[tuple[str, ec.EllipticCurvePublicKey], ...]
 
 
@@ -29,6 +28,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Hold a device's configuration; paths are relative to its file."""
 
     require_keys: tuple[str, ...] = ()
+
+
+def system_config(platform: str = sys.platform) -> Path:
+    """Return where the administrator's configuration lies."""
+    if platform == "win32":  # where /etc would be a folder of the drive that any user may make
+        return Path(os.environ.get("PROGRAMDATA", "C:/ProgramData")) / CONFIG_NAME
+    return Path("/etc") / CONFIG_NAME
+
+
+SYSTEM_CONFIG = system_config()
 
 
 def required_keys(option: Sequence[Path] = ()) -> tuple[KeySet, ...]:
@@ -58,9 +67,9 @@ def environment_keys() -> list[Path]:
     return paths
 
 
-def user_config() -> Path | None:
+def user_config(platform: str = sys.platform) -> Path | None:
     """Return where the user's configuration lies; None for a user without a home."""
-    base = os.environ.get("XDG_CONFIG_HOME")
+    base = os.environ.get("APPDATA" if platform == "win32" else "XDG_CONFIG_HOME")
     if base:
         return Path(base) / CONFIG_NAME
     try:

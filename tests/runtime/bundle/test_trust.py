@@ -15,7 +15,13 @@ from arvg_trt.errors import IntegrityError
 from arvg_trt.runtime.bundle import trust
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.bundle.signature import public_pem
-from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE, require_trust, required_keys
+from arvg_trt.runtime.bundle.trust import (
+    KEYS_VARIABLE,
+    require_trust,
+    required_keys,
+    system_config,
+    user_config,
+)
 
 from .keys import key_of
 from .other_users import open_to_others
@@ -29,6 +35,19 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trust, "SYSTEM_CONFIG", tmp_path / "etc" / "config.toml")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     monkeypatch.delenv(KEYS_VARIABLE, raising=False)
+
+
+def test_configurations_lie_where_each_system_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On Windows /etc would be a folder of the drive that any user may make."""
+    monkeypatch.setenv("APPDATA", str(tmp_path / "roaming"))
+    monkeypatch.setenv("PROGRAMDATA", str(tmp_path / "program"))
+    name = Path("arvg-trt/config.toml")
+    assert system_config("linux") == Path("/etc") / name
+    assert system_config("win32") == tmp_path / "program" / name
+    assert user_config("linux") == tmp_path / "home" / name
+    assert user_config("win32") == tmp_path / "roaming" / name
 
 
 @pytest.fixture
