@@ -106,7 +106,7 @@ class IntegrityError(ArvgError):
 
     exit_code = 12
     means = (
-        "a bundle that is damaged, changed, or not signed as required; a key that cannot be used"
+        "a bundle that is damaged, changed or not signed as required; a bad key"
     )
 
 
