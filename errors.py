@@ -105,9 +105,7 @@ class IntegrityError(ArvgError):
     """Report a bundle that is damaged, changed, or not signed as required; or no key."""
 
     exit_code = 12
-    means = (
-        "a bundle that is damaged, changed or not signed as required; a bad key"
-    )
+    means = "a bundle that is damaged, changed or not signed as required; a bad key"
 
 
 class InconclusiveError(ArvgError):

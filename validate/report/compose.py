@@ -122,16 +122,22 @@ def followed(
     """Return a recipe, if the stages had its options: a stage may have been run by hand since."""
     if recipe is None or recipe.name != name:
         return None
-    asked: dict[str, dict[str, Any]] = {
-        "quantize": msgspec.to_builtins(recipe.quantize),
-        "validate": {"gates": list(recipe.validate.gates), "seed": recipe.validate.seed},
+    text = as_json(recipe)
+    asked = {
+        "quantize": text["quantize"],
+        "validate": {key: text["validate"][key] for key in ("gates", "seed")},
     }
     for stage, wanted in asked.items():
-        had = msgspec.to_builtins(options.get(stage, {}))
+        had = as_json(options.get(stage, {}))
         if any(key in had and had[key] != value for key, value in wanted.items()):
             return None
-    text: dict[str, Any] = msgspec.to_builtins(recipe)
     return text
+
+
+def as_json(value: object) -> dict[str, Any]:
+    """Return a struct or mapping as JSON has it: a tuple, which equals no list, is one there."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
+    return found
 
 
 def executed_row(row: EngineRow) -> EngineRow:
