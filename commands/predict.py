@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 def predict(
     workspace: Path, target: str, batch_size: int, image_size: int | None, as_json: bool
 ) -> None:
-    """Predict the time of WORKSPACE's products on a target, in each number format and phase.
+    """Predict which number format is fastest on a target.
 
-    A roofline: a product takes as long as its bytes or its operations. That is a lower bound, and
-    what runs between products is not in it. `quantize --plan-for` plans by the same figures.
+    The times are a roofline's: a product takes as long as its bytes or its operations, whichever is
+    longer. That is a lower bound, and what runs between products is not in it. `quantize
+    --plan-for` plans by the same figures.
 
     \b
     Example: arvg-trt predict out/var-mini --target rtx4090
@@ -104,10 +105,11 @@ def _cells(graph: str, rows: Sequence[PhaseRow], forms: Sequence[ProductFormat])
 )
 @json_option
 def probe(output: Path, seconds: float, as_json: bool) -> None:
-    """Measure this machine's processor for `predict` and `quantize --plan-for`.
+    """Measure this machine's processor for `predict`.
 
-    It runs linear layers with ONNX Runtime: one row of a large weight for the bandwidth, many rows
-    for the operations a second in FP32 and W8A8. Leave the machine alone meanwhile.
+    `quantize --plan-for` takes the file too. The command runs linear layers with ONNX Runtime: one
+    row of a large weight for the bandwidth, many rows for the operations a second in FP32 and W8A8.
+    Leave the machine alone meanwhile.
 
     \b
     Example: arvg-trt probe -o cpu.json

@@ -29,9 +29,10 @@ STAGES = ("export", "calibrate", "quantize", "build", "validate")
 def why(
     stage: StageName, workspace: Path, recipe_name: str | None, name: str | None, as_json: bool
 ) -> None:
-    """Say what changed since STAGE of WORKSPACE ran: inputs, options, versions, outputs.
+    """Say what changed since STAGE of WORKSPACE ran.
 
-    Options are compared with --recipe, or with the recipe that the workspace was last run by.
+    Inputs, options, versions and outputs are compared. Options are compared with --recipe, or with
+    the recipe that the workspace was last run by.
 
     \b
     Example: arvg-trt why quantize out/demo

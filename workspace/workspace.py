@@ -109,4 +109,12 @@ class Workspace:
     def manifest(self, *parts: str, stage: str) -> Manifest:
         """Return the manifest of an earlier stage, or raise an error that names its command."""
         path = self.folder(*parts) / MANIFEST
-        return decode_json(path, Manifest, do=f"run `arvg-trt {stage}` first")
+        do = f"run `arvg-trt {stage}` first"
+        if others := self.named(*parts[:-1]):
+            do += f", or name what is there: --name {' or '.join(others)}"
+        return decode_json(path, Manifest, do=do)
+
+    def named(self, *parts: str) -> list[str]:
+        """Return the names of what a stage has made, such as quantizations; of no parts, none."""
+        found = self.root.joinpath(*parts).glob(f"*/{MANIFEST}") if parts else ()
+        return sorted(path.parent.name for path in found if not path.parent.name.startswith("."))

@@ -61,6 +61,13 @@ def test_help_lists_every_command() -> None:
         assert f"\n  {command} " in out
 
 
+def test_lists_of_commands_hold_whole_sentences() -> None:
+    groups = [name for name, each in cli.commands.items() if isinstance(each, click.Group)]
+    for words in ((), *((name,) for name in groups)):
+        out = arvg(*words, "--help").out
+        assert "..." not in out.replace("RECIPES...", "").partition("Options:")[2], words
+
+
 def test_unknown_command_is_a_usage_error() -> None:
     outcome = arvg("quantise")
     assert outcome.code == 2
@@ -68,7 +75,8 @@ def test_unknown_command_is_a_usage_error() -> None:
 
 
 def test_models_lists_every_variant() -> None:
-    lines = arvg("models").out.splitlines()
+    head, *lines = arvg("models").out.splitlines()
+    assert head.split()[:3] == ["model", "parameters", "weights:"]
     assert [line.split()[0] for line in lines] == [entry.name for entry in all_variants()]
     rows = json.loads(arvg("models", "--json").out)["models"]
     assert {row["name"]: row["parameters"] for row in rows}[MODEL] == 3_036_214
@@ -330,6 +338,12 @@ def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> No
     text = arvg("inspect", graph).out
     assert text.startswith("kind: ONNX graph\n")
     assert "image [batch, 3, " in text
+    assert re.search(r"^nodes: .*\bQuantizeLinear \d+", text, re.MULTILINE)
+    text = arvg("inspect", graph.parent).out
+    assert "\n  encoder_bits: 8\n" in text
+    assert re.search(r"^  encoder\.onnx: [\d,.]+ (bytes|MB)$", text, re.MULTILINE)
+    for said in (text, arvg("inspect", finished.workspace).out):
+        assert not re.search(r"[{(']", said), said  # no Python values as they are printed
     rows = json.loads(arvg("inspect", graph, "--json").out)
     assert rows["nodes"]["QuantizeLinear"] > 0
     assert rows["metadata"]["arvg_trt.model"] == MODEL
