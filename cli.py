@@ -43,6 +43,7 @@ def cli() -> None:
     arvg-trt run cosmos-mini-int8   every stage, with a small model that ships
     arvg-trt models                 the models known by name, and their licences
     arvg-trt analyze model.onnx     what of your own ONNX model can be quantized
+    arvg-trt generate out/ws --labels 3 -o images/
     arvg-trt doctor                 what this machine can build and run
     """
 
