@@ -168,7 +168,7 @@ def calibrate(
     if merge and given:
         raise click.UsageError(f"--merge takes no --{given[0].replace('_', '-')}: parts have it")
     if parts and not merge:
-        one = f"one WORKSPACE is calibrated, not also {' '.join(parts)}"
+        one = f"one WORKSPACE is calibrated, not also {' '.join(map(str, parts))}"
         raise click.UsageError(f"{one}: --merge merges shards that are parts of it")
     if merge and not parts:
         raise click.UsageError("--merge takes the PARTS to merge behind the WORKSPACE")

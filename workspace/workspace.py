@@ -110,7 +110,7 @@ class Workspace:
         """Return the manifest of an earlier stage, or raise an error that names its command."""
         path = self.folder(*parts) / MANIFEST
         do = f"run `arvg-trt {stage}` first"
-        if others := self.named(*parts[:-1]):
+        if others := [name for name in self.named(*parts[:-1]) if name != parts[-1]]:
             do += f", or name what is there: --name {' or '.join(others)}"
         return decode_json(path, Manifest, do=do)
 

@@ -293,7 +293,7 @@ def test_missing_stage_names_the_command_that_makes_it(tmp_path: Path) -> None:
 
 
 def test_missing_quantization_names_those_that_are_there(tmp_path: Path) -> None:
-    for name in ("w8a8", "w4", ".int8.old"):
+    for name in ("w8a8", "w4", ".new"):
         folder = tmp_path / "quantize" / name
         folder.mkdir(parents=True)
         (folder / "manifest.json").touch()
