@@ -188,6 +188,7 @@ def generate(
     if as_json:
         print_json({**msgspec.structs.asdict(result), "chosen": opening.chosen})
         return
-    click.echo(f"{len(result.labels)} images, {result.seconds:.1f} s")
+    count = len(result.labels)
+    click.echo(f"{count} image{'' if count == 1 else 's'}, {result.seconds:.1f} s")
     for path in result.written:
         click.echo(str(path))

@@ -61,6 +61,7 @@ def search(
         print_json(result)
         return
     found = facts(result.manifest, SearchFacts)
+    click.echo(f"{'site':<40} {'format':>8} {'bytes':>12} {'loss':>10}")
     for row in found.sites:
         click.echo(f"{row.name:<40} {row.format:>8} {row.bytes:>12,} {row.loss:>10.2e}")
     click.echo(

@@ -85,7 +85,7 @@ def needs_text(row: PlannedStage) -> str:
     known = [
         *([] if row.seconds is None else [f"{row.seconds:.1f} s"]),
         *([] if row.memory is None else [f"{row.memory / 1e9:.1f} GB of memory"]),
-        *([] if row.disk is None else [f"{row.disk / 1e6:.1f} MB of disk"]),
+        *([] if row.disk is None else [f"{row.disk / 1e6:,.0f} MB of disk"]),
     ]
     if not known:
         return "time, memory and disk are known after a first run here"

@@ -114,6 +114,11 @@ class Workspace:
             do += f", or name what is there: --name {' or '.join(others)}"
         return decode_json(path, Manifest, do=do)
 
+    @property
+    def quantizations(self) -> list[str]:
+        """Return the names of the quantizations that are there."""
+        return self.named("quantize")
+
     def named(self, *parts: str) -> list[str]:
         """Return the names of what a stage has made, such as quantizations; of no parts, none."""
         found = self.root.joinpath(*parts).glob(f"*/{MANIFEST}") if parts else ()
