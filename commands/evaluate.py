@@ -46,7 +46,7 @@ def evaluate(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Measure FID and its kin on many images.
+    """Measure FID and related metrics on many images.
 
     The figures are FID, sFID, Inception score, precision, recall and KID. IMAGES may be a .npz of
     `generate --npz` or a folder of images, which are measured as they are. A generator's images are
