@@ -93,7 +93,7 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
             f"{100 * part:.0f} %" for part in (1 - (self.share or 0), worst.channels, worst.tensor)
         )
         return (
-            f"{line}; furthest from it is the input of {worst.name}: the last {last} of the "
+            f"{line}; furthest from it is the input of site {worst.name}: the last {last} of the "
             f"samples widened its channels' ranges by {channels}, its tensor's by {tensor}; "
             f"more samples may help"
         )

@@ -122,6 +122,17 @@ def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finishe
     assert not leftovers(finished.workspace)
 
 
+def test_quantize_says_how_many_sites_it_quantized(finished: Finished) -> None:
+    outcome = arvg("quantize", finished.workspace, "--recipe", finished.recipe)
+    manifest = json.loads((finished.workspace / "quantize/int8/manifest.json").read_text())
+    sites = manifest["results"]["sites"]
+    count = sum(row["reason"] is None for row in sites)
+    first, second = outcome.out.splitlines()
+    assert first.startswith("quantize: up to date, ")
+    assert second.startswith(f"{count} of {len(sites)} sites quantized ({len(sites) - count} in")
+    assert second.endswith(" MB in FP32")
+
+
 def test_second_run_is_up_to_date_and_changes_no_byte(finished: Finished) -> None:
     before = digests(finished.workspace)
     outcome = arvg("run", finished.recipe)

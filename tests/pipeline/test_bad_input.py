@@ -732,6 +732,25 @@ def test_file_that_is_no_image_is_not_encoded(finished: Finished, tmp_path: Path
     assert not (tmp_path / "t.npz").exists()
 
 
+def test_arguments_of_encode_in_the_wrong_order_are_told_from_a_damaged_folder(
+    finished: Finished, tmp_path: Path
+) -> None:
+    picture(tmp_path)
+    folder, output = finished.workspace / "export", ("-o", tmp_path / "t.npz")
+    outcome = arvg("encode", tmp_path / "good.png", folder, *output)
+    assert_refused(outcome, 7, "good.png: holds no model", "name a workspace")
+    assert "missing" not in outcome.err
+    refuse(5, ("is a directory", "FOLDER/*.jpg"), "encode", folder, tmp_path, *output)
+
+
+def test_wrong_name_of_a_quantization_names_those_that_are_there(
+    finished: Finished, tmp_path: Path
+) -> None:
+    for command in (("build",), ("bundle", "-o", tmp_path / "b.tar")):
+        outcome = arvg(command[0], finished.workspace, "--name", "int4", *command[1:])
+        assert_refused(outcome, 9, "--name int8")
+
+
 def test_folder_without_graphs_is_refused(finished: Finished, tmp_path: Path) -> None:
     picture(tmp_path)
     args = ("encode", tmp_path, tmp_path / "good.png", "-o", tmp_path / "t.npz")
