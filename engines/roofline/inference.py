@@ -42,8 +42,8 @@ def infer_sizes(
         for each in graph.initializer
     }
     values = {each.name: numpy_helper.to_array(each) for each in graph.initializer if small(each)}
-    for name, shape in inputs.items():
-        types[name] = sized(types[name], shape)
+    for name, size in inputs.items():
+        types[name] = sized(types[name], size)
     opsets = {each.domain: each.version for each in proto.opset_import}
     for node in graph.node:
         computed = evaluated(node, known, values, opsets)
@@ -59,7 +59,7 @@ def infer_sizes(
             }
         for name in filter(None, node.output):
             kind = found.get(name)
-            shape = None if kind is None else concrete(kind)
+            shape: Shape | None = None if kind is None else concrete(kind)
             if shape is None and name in said:
                 shape = said[name]
                 kind = sized(kind or types[name], shape)
@@ -88,11 +88,11 @@ def evaluated(
         return None
     if any(each.type in (each.GRAPH, each.GRAPHS) for each in node.attribute):
         return None
-    ends = [
+    inputs, outputs = (
         [helper.make_empty_tensor_value_info(name) for name in names]
         for names in (feeds, filter(None, node.output))
-    ]
-    one = helper.make_graph([node], node.op_type, *ends)
+    )
+    one = helper.make_graph([node], node.op_type, inputs, outputs)
     imports = [helper.make_opsetid("", opsets.get("", 1))]
     try:
         run = ReferenceEvaluator(helper.make_model(one, opset_imports=imports))
