@@ -70,11 +70,11 @@ def prediction_lines(found: Prediction) -> list[str]:
     table = [head]
     for (graph, _), group in groupby(found.phases, key=lambda row: (row.graph, row.rows)):
         table.append(_cells(graph, list(group), forms))
-    sums = [f"{1e3 * found.total(form):.3f}" for form in forms]
+    sums = [f"{1e3 * found.total(form):#.3g}" for form in forms]
     table.append(["all", "", "", *sums, min(forms, key=found.total), ""])
     widths = [max(len(row[k]) for row in table) for k in range(len(head))]
     images = "1 image" if found.images == 1 else f"{found.images} images"
-    title = f"{found.machine.name}, {images} a batch: a lower bound, of products alone"
+    title = f"{found.machine.name}, {images} per batch: a lower bound, of products alone"
     lines = ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)) for row in table]
     return [title, *(line.rstrip() for line in lines)]
 
@@ -90,7 +90,7 @@ def _cells(graph: str, rows: Sequence[PhaseRow], forms: Sequence[ProductFormat])
         graph,
         str(sum(row.runs for row in rows)),
         f"{least:,}" if least == most else f"{least:,} to {most:,}",
-        *(f"{1e3 * seconds[form]:.3f}" for form in forms),
+        *(f"{1e3 * seconds[form]:#.3g}" for form in forms),
         fastest,
         bound,
     ]

@@ -89,7 +89,8 @@ def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
         text = f"signed by {hints}, unchecked: no key is required" if hints else "not signed"
         click.echo(text)
     for step in found.chain:
-        state = "opens here" if step.opens else "does not open here"
+        able = "cannot be built here" if step.step == "build here" else "does not open here"
+        state = "opens here" if step.opens else able
         click.echo(f"{step.group}: {step.step}, {state}: {step.reason}")
 
 

@@ -130,7 +130,10 @@ def export(
     help="Make shards at once, and merge them.",
 )
 @option(
-    "--workers", group="Shards", type=int, help="Shards of an executor. [default: one a processor]"
+    "--workers",
+    group="Shards",
+    type=int,
+    help="Shards of an executor. [default: one per processor]",
 )
 @option(
     "--merge",

@@ -190,7 +190,7 @@ def test_the_command_prints_a_table_and_one_object(
     workspace = mini_of("var").workspace  # type: ignore[attr-defined]
     shown = arvg("predict", workspace, "--target", "rtx3090", "--batch-size", 2)
     assert shown.code == 0, shown.err
-    assert "GeForce RTX 3090, 2 images a batch: a lower bound" in shown.out
+    assert "GeForce RTX 3090, 2 images per batch: a lower bound" in shown.out
     assert shown.out.splitlines()[-1].startswith("all ")
     found = json.loads(arvg("predict", workspace, "--target", "rtx3090", "--json").out)
     total = sum(row["seconds"]["fp16"] for row in found["phases"])
