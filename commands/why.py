@@ -31,8 +31,8 @@ def why(
 ) -> None:
     """Say what changed since STAGE of WORKSPACE ran.
 
-    Inputs, options, versions and outputs are compared. Options are compared with --recipe, or with
-    the recipe that the workspace was last run by.
+    Inputs, options, versions and outputs are compared; the options with the recipe that is given,
+    or with that of the last run in the workspace.
 
     \b
     Example: arvg-trt why quantize out/demo

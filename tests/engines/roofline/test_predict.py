@@ -212,7 +212,7 @@ def test_a_tokenizer_is_predicted_at_the_size_that_is_asked_for(finished: Finish
 
 
 def test_sizes_behind_a_computed_reshape_are_those_that_onnxruntime_gives(tmp_path: Path) -> None:
-    """As converters write it: [n, 4, h, w] -> [n, h * w, 4], with groups between."""
+    """Converters compute the shape of a Reshape: [n, 4, h, w] -> [n, 4, h * w]."""
     sizes = {"n": 3, "h": 5, "w": 7}
     nodes = [
         helper.make_node("GroupNormalization", ["x", "s", "b"], ["g"], num_groups=2),
