@@ -97,7 +97,7 @@ def bundle(
 ) -> None:
     """Pack the engines of WORKSPACE into one signed file.
 
-    The file is an OCI image layout in a tar; without a key it is not signed. With --layout triton
+    The file is an OCI image layout in a tar; without a key it is not signed. With the layout triton
     they become a folder that Triton Inference Server serves.
 
     \b

@@ -16,6 +16,7 @@ from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
 from ..runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE
+from ..validate.formats import size
 from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST, Manifest
 
@@ -126,7 +127,7 @@ def inspected_lines(found: Inspected) -> list[str]:
 def fact_text(key: str, value: Any) -> str:
     """Return a fact as people write it; sizes have a unit."""
     if key in SIZES and isinstance(value, int):
-        return f"{value / 1e6:.3f} MB" if value >= 1e5 else f"{value:,} bytes"
+        return size(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {fact_text('', each)}" for name, each in value.items()) or "none"
     if isinstance(value, list | tuple):

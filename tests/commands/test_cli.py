@@ -352,7 +352,7 @@ def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> No
     assert re.search(r"^nodes: .*\bQuantizeLinear \d+", text, re.MULTILINE)
     text = arvg("inspect", graph.parent).out
     assert "\n  encoder_bits: 8\n" in text
-    assert re.search(r"^  encoder\.onnx: [\d,.]+ (bytes|MB)$", text, re.MULTILINE)
+    assert re.search(r"^  encoder\.onnx: [\d,.]+ (B|kB|MB)$", text, re.MULTILINE)
     for said in (text, arvg("inspect", finished.workspace).out):
         assert not re.search(r"[{(']", said), said  # no Python values as they are printed
     rows = json.loads(arvg("inspect", graph, "--json").out)
