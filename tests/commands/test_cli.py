@@ -411,6 +411,8 @@ def test_comparison_of_a_report_with_itself_finds_no_regression(
     assert outcome.code == 0, outcome.err
     assert "PSNR drop from FP32" in outcome.out
     assert "<html" in (tmp_path / "c.html").read_text()
+    workspace = arvg("compare", finished.workspace, report)
+    assert_refused(workspace, 9, "is a workspace, not a report", f"name {report}")
     found = json.loads(arvg("compare", report, report, "--json").out)
     assert found["regressed"] is False
     verdicts = {row["metric"]: row["cells"][1]["verdict"] for row in found["rows"]}
