@@ -123,5 +123,5 @@ def probe(output: Path, seconds: float, as_json: bool) -> None:
     if as_json:
         print_json({"machine": machine, "file": str(output)})
         return
-    peaks = ", ".join(f"{form} {peak / 1e9:,.0f} GFLOPS" for form, peak in machine.peaks.items())
+    peaks = ", ".join(f"{form} {peak / 1e9:,.0f} Gop/s" for form, peak in machine.peaks.items())
     click.echo(f"{machine.name}: {machine.bandwidth / 1e9:.1f} GB/s, {peaks}: {output}")

@@ -451,7 +451,7 @@ def test_size_that_the_stride_does_not_divide_is_refused(
         (("quantize", "--attention", "fp8"), ("attention", "only a generator's")),
         (("quantize", "--name", "../elsewhere"), ("--name", "../elsewhere")),
         (("quantize", "--name", "fp16"), ("fp16", "unquantized")),
-        (("build", "--backend", "tensorrt_rtx"), ("targets", "sm86")),
+        (("build", "--backend", "tensorrt_rtx"), ("targets", "--target rtx4090")),
         (("build", "--target", "sm86"), ("onnxruntime takes no targets",)),
         (("build", "--max-batch", 0), ("max_batch", "got 0")),
         (("build", "--recipe", "cosmos-mini-int8", "--target", "sm86"), ("--target", "--backend")),
