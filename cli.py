@@ -37,11 +37,14 @@ from .workspace.stage import tool_version
 def cli() -> None:
     """Image generators and tokenizers, from checkpoints to quantized engines for NVIDIA edge GPUs.
 
+    Begin with one of these:
+
     \b
-    arvg-trt run cosmos-mini-int8            everything, from a recipe
-    arvg-trt run var-w8a8 --model var-d16 --checkpoint FoundationVision/var
-    arvg-trt recipes                         the recipes that ship, a line each
-    arvg-trt generate ws --labels 3 -o out/ images, with an exported generator
+    arvg-trt run cosmos-mini-int8   every stage, with a small model that ships
+    arvg-trt models                 the models known by name, and their licences
+    arvg-trt analyze model.onnx     what of your own ONNX model can be quantized
+    arvg-trt generate out/ws --labels 3 -o images/
+    arvg-trt doctor                 what this machine can build and run
     """
 
 

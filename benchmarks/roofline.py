@@ -93,7 +93,7 @@ def gpu_text(rows: Sequence[dict[str, Any]]) -> str:
         cells.append([row["model"], *times, f"{predicted:.2f}", published or "-", off])
     header = ["model", "FP32, s", "FP16, s", "W8A8, s", "FP16 / W8A8", "published", "ratio"]
     return (
-        f"RTX 3090, {IMAGES} images a batch with guidance, the picture's decoder included. "
+        f"RTX 3090, {IMAGES} images per batch with guidance, the picture's decoder included. "
         "Predicted, not measured; the published figures are the paper's, whose baseline it does "
         "not describe.\n\n"
         f"{markdown_table(header, cells)}"

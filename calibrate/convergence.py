@@ -89,9 +89,12 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
         if self.enough:
             return line
         worst = max(self.sites, key=lambda s: (not s.converged, s.channels))
+        last, channels, tensor = (
+            f"{100 * part:.0f} %" for part in (1 - (self.share or 0), worst.channels, worst.tensor)
+        )
         return (
-            f"{line}: with the last {1 - (self.share or 0):.0%} of the samples the channels "
-            f"into {worst.name} grew by {worst.channels:.0%}, their tensor by {worst.tensor:.0%}; "
+            f"{line}; furthest from it is the input of site {worst.name}: the last {last} of the "
+            f"samples widened its channels' ranges by {channels}, its tensor's by {tensor}; "
             f"more samples may help"
         )
 

@@ -21,7 +21,7 @@ failed_option = click.option(
 
 @click.group()
 def baseline() -> None:
-    """Keep a report as the baseline that later ones are compared with.
+    """Keep a report as the baseline of later ones.
 
     \b
     arvg-trt baseline save out/demo -o baselines/cosmos-mini-int8.json
@@ -48,7 +48,9 @@ def save(
     accept_failed_gates: bool,
     as_json: bool,
 ) -> None:
-    """Write a report as a new baseline, without what varies by machine and by run.
+    """Write a report as a new baseline.
+
+    What varies by machine and by run is left out.
 
     \b
     Example: arvg-trt baseline save out/demo -o baselines/cosmos-mini-int8.json
@@ -80,11 +82,11 @@ def update(
     accept_failed_gates: bool,
     as_json: bool,
 ) -> None:
-    """Replace the baseline FILE by a better report; a worse one leaves it, and exits with 8.
+    """Replace the baseline FILE by a better report.
 
-    A report that is the same within the tolerances leaves it too, or one that may be worse by
-    chance, so that small losses do not add up. Another model, quantization or other samples are
-    refused.
+    A worse one leaves it, and exits with 8. A report that is the same within the tolerances leaves
+    it too, or one that may be worse by chance, so that small losses do not add up. Another model,
+    quantization or other samples are refused.
 
     \b
     Example: arvg-trt baseline update baselines/cosmos-mini-int8.json out/demo

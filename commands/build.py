@@ -52,7 +52,10 @@ def build(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Build engines for a backend and its targets, from WORKSPACE or from a bundle.
+    """Build engines from WORKSPACE, or from a bundle.
+
+    ONNX Runtime's engine runs on the CPU and needs no --target; `--backend tensorrt_rtx` compiles
+    for the GPUs that --target names, on any machine.
 
     \b
     Example: arvg-trt build out/ws --backend tensorrt_rtx --target rtx3090 --target rtx4090

@@ -95,9 +95,10 @@ def bundle(
     max_batch: int | None,
     as_json: bool,
 ) -> None:
-    """Pack the engines of WORKSPACE into one file, an OCI image layout, and sign it.
+    """Pack the engines of WORKSPACE into one signed file.
 
-    With --layout triton they become a folder that Triton Inference Server serves.
+    The file is an OCI image layout in a tar; without a key it is not signed. With the layout triton
+    they become a folder that Triton Inference Server serves.
 
     \b
     Example: arvg-trt bundle out/demo --name int8 --key ci.key -o demo.tar

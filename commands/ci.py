@@ -69,7 +69,9 @@ def ci_options(decorated: Command) -> Command:
 
 @click.group()
 def ci() -> None:
-    """Write a CI job that runs a recipe, compares it with a baseline and comments on changes.
+    """Write a CI job that runs a recipe and comments on changes.
+
+    Pull requests are compared with a baseline.
 
     \b
     arvg-trt ci github cosmos-mini-int8 -o .github/workflows/arvg-trt.yml
@@ -80,9 +82,10 @@ def ci() -> None:
 @ci.command(cls=GroupedCommand)
 @ci_options
 def github(recipe_name: str, output: Path | None, force: bool, as_json: bool, **job: Any) -> None:
-    """Write a workflow of GitHub Actions for RECIPE, a preset or a file of the repository.
+    """Write a workflow of GitHub Actions for RECIPE.
 
-    Run it in the root of the repository. The workflow needs no other action than GitHub's own.
+    RECIPE is a preset or a file of the repository. Run this in the root of the repository. The
+    workflow needs no other action than GitHub's own.
 
     \b
     Example: arvg-trt ci github cosmos-mini-int8 -o .github/workflows/arvg-trt.yml
@@ -98,9 +101,10 @@ def github(recipe_name: str, output: Path | None, force: bool, as_json: bool, **
 @ci.command(cls=GroupedCommand)
 @ci_options
 def gitlab(recipe_name: str, output: Path | None, force: bool, as_json: bool, **job: Any) -> None:
-    """Write a job of GitLab CI for RECIPE, a preset or a file of the repository.
+    """Write a job of GitLab CI for RECIPE.
 
-    Run it in the root of the repository. The file is a `.gitlab-ci.yml`, or included by one.
+    RECIPE is a preset or a file of the repository. Run this in the root of the repository. The file
+    is a `.gitlab-ci.yml`, or included by one.
 
     \b
     Example: arvg-trt ci gitlab cosmos-mini-int8 -o .gitlab-ci.yml

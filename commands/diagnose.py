@@ -33,7 +33,7 @@ HELD_OUT = ("images", "feeds", "labels", "samples", "seed", "size", "threads")
 
 @click.group(cls=DefaultGroup, default="sites")
 def diagnose() -> None:
-    """Find the sites that cost a quantization its accuracy, or the part that a build refuses.
+    """Find the sites that cost accuracy, or that fail a build.
 
     `arvg-trt diagnose WORKSPACE` is short for `arvg-trt diagnose sites WORKSPACE`.
 
@@ -74,7 +74,7 @@ def diagnose_sites(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Measure each site of a quantization in order and alone, and which to raise.
+    """Measure each site of a quantization; say which to raise.
 
     Writes diagnosis.json, .md and .html, and plan.json with the first sites raised. Without
     held-out samples, which a generator makes itself, it measures on those of the calibration and
@@ -140,7 +140,9 @@ def build_failure(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Find the smallest part of a graph that a builder refuses, and write it as ONNX.
+    """Write the smallest part of a graph that a builder refuses.
+
+    It is an ONNX file of fixed shapes, for a report to NVIDIA.
 
     \b
     Example: arvg-trt diagnose build-failure out/ws --backend tensorrt_rtx --target rtx4090 \\

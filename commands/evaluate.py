@@ -46,11 +46,12 @@ def evaluate(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Measure a generator on many images: FID, sFID, Inception score, precision, recall, KID.
+    """Measure FID and related metrics on many images.
 
-    IMAGES may be a .npz of `generate --npz` or a folder of images, which are measured as they are.
-    A generator's images are made in shards by workers; image k depends on the seed and k alone. An
-    evaluation that was stopped goes on where it was.
+    The figures are FID, sFID, Inception score, precision, recall and KID. IMAGES may be a .npz of
+    `generate --npz` or a folder of images, which are measured as they are. A generator's images are
+    made in shards by workers; image k depends on the seed and k alone. An evaluation that was
+    stopped goes on where it was.
 
     \b
     Example: arvg-trt evaluate out/ws -o out/50k --features inception.onnx \\
@@ -89,7 +90,9 @@ def evaluate(
 @click.option("-o", "--output", type=PathArgument(), required=True, help="ONNX file to write.")
 @json_option
 def network(name: str, weights: Path, heads: Path | None, output: Path, as_json: bool) -> None:
-    """Make a network that measures images, as ONNX, from a file of published WEIGHTS.
+    """Make the ONNX of a metric, such as FID, from WEIGHTS.
+
+    Nothing is downloaded: WEIGHTS is a published file that you have.
 
     \b
     inception   features of FID: pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or

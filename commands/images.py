@@ -75,9 +75,10 @@ def encode(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Encode images with the graphs in FOLDER (an export, Q/DQ pair or engine) to tokens.
+    """Encode images to tokens.
 
-    FOLDER may be a bundle: what of it runs on the device is chosen, and unpacked once.
+    FOLDER holds the graphs of an image tokenizer: an export, Q/DQ graphs or an engine. Of a BUNDLE
+    what runs on the device is chosen, and unpacked once.
 
     \b
     Example: arvg-trt encode out/demo/engines/int8/onnxruntime photo.jpg -o photo.npz
@@ -120,7 +121,9 @@ def decode(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Decode a .npz of `encode` to PNG images; FOLDER may be a bundle.
+    """Decode a .npz of `encode` to PNG images.
+
+    FOLDER holds the graphs of an image tokenizer, as for `encode`.
 
     \b
     Example: arvg-trt decode out/demo/engines/int8/onnxruntime photo.npz -o images/
@@ -166,7 +169,10 @@ def generate(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Generate images with the graphs in WORKSPACE (or an export folder, or a bundle).
+    """Generate images from WORKSPACE, an engine or a bundle.
+
+    Give a workspace (its export is taken), any folder of Q/DQ graphs or of an engine in it, or a
+    bundle.
 
     \b
     Example: arvg-trt generate out/ws --labels 3,7 --seed 0 -o out/images
@@ -182,6 +188,7 @@ def generate(
     if as_json:
         print_json({**msgspec.structs.asdict(result), "chosen": opening.chosen})
         return
-    click.echo(f"{len(result.labels)} images, {result.seconds:.1f} s")
+    count = len(result.labels)
+    click.echo(f"{count} image{'' if count == 1 else 's'}, {result.seconds:.1f} s")
     for path in result.written:
         click.echo(str(path))

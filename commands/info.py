@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
-import msgspec
 
 from ..engines.analysis import GraphAnalysis, analyze_files
 from ..engines.tensorrt.targets import Capability, TargetRow, target_rows
@@ -28,10 +27,11 @@ if TYPE_CHECKING:
 @command()
 @json_option
 def models(as_json: bool) -> None:
-    """List the models that are known by name: parameters, where from, bytes to fetch, licence.
+    """List the models that are known by name.
 
-    `--json` has each file with its repository, bytes, sha256 and licence, and whether it takes a
-    login, as far as public documents tell.
+    Columns: name, parameters, where the weights are, the bytes to fetch and the licence. `--json`
+    has each file with its repository, bytes, sha256 and licence, and whether it takes a login, as
+    far as public documents tell.
 
     \b
     Example: arvg-trt models
@@ -42,8 +42,10 @@ def models(as_json: bool) -> None:
     if as_json:
         print_json({"models": rows})
         return
+    width = max(len(row.name) for row in rows)
+    click.echo(f"{'model':<{width}} {'parameters':>13}  weights: files, bytes to fetch, licence")
     for row in rows:
-        click.echo(f"{row.name:<18} {row.parameters:>13,}  {row.checkpoint}: {fetched(row)}")
+        click.echo(f"{row.name:<{width}} {row.parameters:>13,}  {row.checkpoint}: {fetched(row)}")
 
 
 def fetched(row: ModelRow) -> str:
@@ -61,7 +63,9 @@ def fetched(row: ModelRow) -> str:
 @click.argument("name", required=False, shell_complete=completion.targets)
 @json_option
 def targets(name: str | None, as_json: bool) -> None:
-    """List the GPUs to build for, or say what is known of the one called NAME, and from where.
+    """List the GPUs to build for, or describe one.
+
+    Of the GPU called NAME memory, bandwidth and peaks are shown, with their sources.
 
     \b
     Example: arvg-trt targets rtx4090
@@ -148,25 +152,24 @@ def format_names(capability: Capability) -> list[str]:
 @click.argument("path", type=PathArgument())
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what a workspace, stage folder, bundle, graph, or engine is.
+    """Describe a workspace, a folder of it, a bundle or a graph.
 
     \b
     Example: arvg-trt inspect out/demo
     """
-    from ..explain.inspect import inspect_path
+    from ..explain.inspect import inspect_path, inspected_lines
 
     found = inspect_path(path)
     if as_json:
         print_json(found)
-        return
-    for key, value in msgspec.json.decode(msgspec.json.encode(found)).items():
-        click.echo(f"{key}: {value}")
+    else:
+        click.echo("\n".join(inspected_lines(found)))
 
 
 @command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Say what this machine can build and what it can run, and what to install.
+    """Say what this machine can build and run, and what it lacks.
 
     \b
     Example: arvg-trt doctor
@@ -197,10 +200,10 @@ def doctor(as_json: bool) -> None:
 @click.option("--all", "every", is_flag=True, help="A line for each product, not for those alike.")
 @json_option
 def analyze(files: Sequence[Path], targets: Sequence[str], every: bool, as_json: bool) -> None:
-    """Say what becomes of each node of ONNX FILES on each target, and why.
+    """Say what becomes of each node of ONNX FILES, and why.
 
-    A node is INT8, FP8, in high precision, or not buildable. Nothing is calibrated or built. A file
-    that `export onnx` refuses has its reason, and the command then exits with 4.
+    On each target a node is INT8, FP8, in high precision, or not buildable. Nothing is calibrated
+    or built. A file that `export onnx` refuses has its reason, and the command then exits with 4.
 
     \b
     Example: arvg-trt analyze model.onnx --target rtx4090
@@ -217,7 +220,8 @@ def analyze(files: Sequence[Path], targets: Sequence[str], every: bool, as_json:
 def text_of(analysis: GraphAnalysis, every: bool = False) -> str:
     if analysis.refused is not None:
         return f"{analysis.file}: refused: {analysis.refused}"
-    head = f"{analysis.file}: opset {analysis.opset}, {analysis.nodes} nodes"
+    # Not the file's own: weights are folded, and functions inlined.
+    head = f"{analysis.file}, as exported: opset {analysis.opset}, {analysis.nodes} nodes"
     lines = [head, *counts_table(analysis), *node_lines(analysis.verdicts, every)]
     rest = analysis.nodes - len(analysis.verdicts)
     if rest > 0:

@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 def predict(
     workspace: Path, target: str, batch_size: int, image_size: int | None, as_json: bool
 ) -> None:
-    """Predict the time of WORKSPACE's products on a target, in each number format and phase.
+    """Predict which number format is fastest on a target.
 
-    A roofline: a product takes as long as its bytes or its operations. That is a lower bound, and
-    what runs between products is not in it. `quantize --plan-for` plans by the same figures.
+    The times are a roofline's: a product takes as long as its bytes or its operations, whichever is
+    longer. That is a lower bound, and what runs between products is not in it. `quantize
+    --plan-for` plans by the same figures.
 
     \b
     Example: arvg-trt predict out/var-mini --target rtx4090
@@ -69,11 +70,11 @@ def prediction_lines(found: Prediction) -> list[str]:
     table = [head]
     for (graph, _), group in groupby(found.phases, key=lambda row: (row.graph, row.rows)):
         table.append(_cells(graph, list(group), forms))
-    sums = [f"{1e3 * found.total(form):.3f}" for form in forms]
+    sums = [f"{1e3 * found.total(form):#.3g}" for form in forms]
     table.append(["all", "", "", *sums, min(forms, key=found.total), ""])
     widths = [max(len(row[k]) for row in table) for k in range(len(head))]
     images = "1 image" if found.images == 1 else f"{found.images} images"
-    title = f"{found.machine.name}, {images} a batch: a lower bound, of products alone"
+    title = f"{found.machine.name}, {images} per batch: a lower bound, of products alone"
     lines = ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)) for row in table]
     return [title, *(line.rstrip() for line in lines)]
 
@@ -89,7 +90,7 @@ def _cells(graph: str, rows: Sequence[PhaseRow], forms: Sequence[ProductFormat])
         graph,
         str(sum(row.runs for row in rows)),
         f"{least:,}" if least == most else f"{least:,} to {most:,}",
-        *(f"{1e3 * seconds[form]:.3f}" for form in forms),
+        *(f"{1e3 * seconds[form]:#.3g}" for form in forms),
         fastest,
         bound,
     ]
@@ -104,10 +105,11 @@ def _cells(graph: str, rows: Sequence[PhaseRow], forms: Sequence[ProductFormat])
 )
 @json_option
 def probe(output: Path, seconds: float, as_json: bool) -> None:
-    """Measure this machine's processor for `predict` and `quantize --plan-for`.
+    """Measure this machine's processor for `predict`.
 
-    It runs linear layers with ONNX Runtime: one row of a large weight for the bandwidth, many rows
-    for the operations a second in FP32 and W8A8. Leave the machine alone meanwhile.
+    `quantize --plan-for` takes the file too. The command runs linear layers with ONNX Runtime: one
+    row of a large weight for the bandwidth, many rows for the operations a second in FP32 and W8A8.
+    Leave the machine alone meanwhile.
 
     \b
     Example: arvg-trt probe -o cpu.json
@@ -121,5 +123,5 @@ def probe(output: Path, seconds: float, as_json: bool) -> None:
     if as_json:
         print_json({"machine": machine, "file": str(output)})
         return
-    peaks = ", ".join(f"{form} {peak / 1e9:,.0f} G/s" for form, peak in machine.peaks.items())
+    peaks = ", ".join(f"{form} {peak / 1e9:,.0f} Gop/s" for form, peak in machine.peaks.items())
     click.echo(f"{machine.name}: {machine.bandwidth / 1e9:.1f} GB/s, {peaks}: {output}")

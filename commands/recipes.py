@@ -62,10 +62,10 @@ def recipes(
     schema: bool,
     as_json: bool,
 ) -> None:
-    """List the presets, show or write the one called NAME, or say what a recipe may hold.
+    """List the presets; show or write one.
 
-    With --model it is adapted to another model of its family. Without `show` or `write`, NAME is
-    shown.
+    `--keys` and `--schema` say what a recipe may hold. With --model it is adapted to another model
+    of its family. Without `show` or `write`, NAME is shown.
 
     \b
     Example: arvg-trt recipes show var-w8a8
@@ -99,8 +99,10 @@ def parsed(words: Sequence[str], write: bool) -> tuple[str, str | None]:
         raise click.UsageError(f"one NAME is taken, not {' '.join(rest)}")
     if words and words[0] in ACTIONS and not rest:
         raise click.UsageError(f"{action} takes the NAME of a recipe")
-    if write != (action == "write"):
-        raise click.UsageError("`write NAME` and -o FILE go together")
+    if write and action != "write":
+        raise click.UsageError("-o FILE is for `recipes write NAME`")
+    if action == "write" and not write:
+        raise click.UsageError(f"where to? `recipes write {rest[0]} -o FILE` names the file")
     return action, rest[0] if rest else None
 
 

@@ -46,10 +46,11 @@ def compare(
     allow_different: bool,
     as_json: bool,
 ) -> None:
-    """Compare two or more reports; the first is the baseline, a regression exits with 8.
+    """Compare reports with the first of them, the baseline.
 
-    A metric is worse if all of the interval of its change is beyond its tolerance. What that
-    interval leaves open is inconclusive, and exits with 13 if --max-regression names it.
+    A regression exits with 8. A metric is worse if all of the interval of its change is beyond its
+    tolerance. What that interval leaves open is inconclusive, and exits with 13 if --max-regression
+    names it.
 
     \b
     Example: arvg-trt compare main/report.json new/report.json
@@ -102,7 +103,7 @@ def compare(
 def index(folders: Sequence[Path], output: Path | None, as_json: bool) -> None:
     """Write one page with every report and bundle below FOLDERS.
 
-    A row a report: what was quantized, the verdict of its gates, accuracy, size and speed, and a
+    A row per report: what was quantized, the verdict of its gates, accuracy, size and speed, and a
     link to it. A file that cannot be read has a row that says why.
 
     \b
@@ -130,7 +131,9 @@ def index(folders: Sequence[Path], output: Path | None, as_json: bool) -> None:
 @click.argument("name", type=click.Choice(["report", "plan", "sites", "manifest", "recipe"]))
 @json_option
 def schema(name: str, as_json: bool) -> None:
-    """Print the JSON schema of a file that arvg-trt writes or reads; with --json in one line.
+    """Print the JSON schema of a file that arvg-trt writes.
+
+    With --json it is one line.
 
     \b
     Example: arvg-trt schema report > report.schema.json

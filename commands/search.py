@@ -34,7 +34,9 @@ def search(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Find the bits of each site that lose least within a budget, and write their plan.
+    """Find the bits of each site that lose least within a budget.
+
+    They are written as a plan, for `quantize --plan`.
 
     \b
     Example: arvg-trt search out/ws --budget 'avg_bits<=5' --activation-bits 32
@@ -59,10 +61,11 @@ def search(
         print_json(result)
         return
     found = facts(result.manifest, SearchFacts)
+    click.echo(f"{'site':<40} {'format':>8} {'bytes':>12} {'loss':>10}")
     for row in found.sites:
         click.echo(f"{row.name:<40} {row.format:>8} {row.bytes:>12,} {row.loss:>10.2e}")
     click.echo(
-        f"{found.avg_bits:.2f} bits a weight, {found.bytes:,} bytes; loss predicted "
+        f"{found.avg_bits:.2f} bits per weight, {found.bytes:,} bytes; loss predicted "
         f"{found.predicted_loss:.3g}, measured {found.measured_loss:.3g}, quantized "
         f"{found.quantized_loss:.3g}"
     )

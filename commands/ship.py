@@ -19,9 +19,10 @@ MB = 1e6
 @click.argument("output", metavar="NAME", type=PathArgument())
 @json_option
 def keygen(output: Path, as_json: bool) -> None:
-    """Make a pair of keys to sign bundles with: NAME.key, which stays secret, and NAME.pub.
+    """Make a pair of keys to sign bundles with.
 
-    ARVG_TRT_KEY_PASSWORD encrypts the private key, and opens it when something is signed.
+    NAME.key signs and stays secret, NAME.pub verifies. ARVG_TRT_KEY_PASSWORD encrypts the private
+    key, and opens it when something is signed.
 
     \b
     Example: arvg-trt keygen ci
@@ -64,10 +65,10 @@ def sign(file: Path, key: Path, output: Path | None, as_json: bool) -> None:
 @require_key_option
 @json_option
 def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
-    """Check every byte of the bundle FILE and its signature; say what of it opens here.
+    """Check a bundle and its signature; say what opens here.
 
-    Nothing in it is opened. A bundle that is damaged, changed, or not signed as required exits
-    with 12.
+    Every byte of FILE is read, and nothing in it is opened. A bundle that is damaged, changed, or
+    not signed as required exits with 12.
 
     \b
     Example: arvg-trt verify demo.tar --require-key ci.pub
@@ -88,7 +89,8 @@ def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
         text = f"signed by {hints}, unchecked: no key is required" if hints else "not signed"
         click.echo(text)
     for step in found.chain:
-        state = "opens here" if step.opens else "does not open here"
+        able = "cannot be built here" if step.step == "build here" else "does not open here"
+        state = "opens here" if step.opens else able
         click.echo(f"{step.group}: {step.step}, {state}: {step.reason}")
 
 
@@ -138,9 +140,10 @@ def unpack(
     keys: Sequence[Path],
     as_json: bool,
 ) -> None:
-    """Unpack the bundle FILE, or what one kind of device takes, to a folder.
+    """Unpack a bundle, or one of its groups, to a folder.
 
-    Packed weights are expanded. FILE may be a folder that was left packed.
+    A group is what one kind of device takes; `verify` lists them. Packed weights are expanded. FILE
+    may be a folder that was left packed.
 
     \b
     Example: arvg-trt unpack demo.tar --group cpu -o engines/

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     "--static-batch",
     group="Shapes and types",
     type=click.IntRange(1),
-    help="VAR: fixed shapes for so many images, a step graph a scale. [default: dynamic]",
+    help="VAR: fixed shapes for so many images, a step graph per scale. [default: dynamic]",
 )
 @option(
     "--kv-type",
@@ -96,7 +96,10 @@ def export(
     title: str | None,
     as_json: bool,
 ) -> None:
-    """Export MODEL to ONNX graphs in WORKSPACE and check them against PyTorch.
+    """Export MODEL to ONNX in WORKSPACE, compared with PyTorch.
+
+    The graphs run in ONNX Runtime beside the model in PyTorch, or beside your own file, and have
+    to agree.
 
     MODEL is one that `arvg-trt models` lists, or `onnx`: graphs of your own, each named after its
     file, whose sites are found from their operators. `var`, `rar`, `par`, `llamagen`, `mar`, `gsq`
@@ -130,7 +133,10 @@ def export(
     help="Make shards at once, and merge them.",
 )
 @option(
-    "--workers", group="Shards", type=int, help="Shards of an executor. [default: one a processor]"
+    "--workers",
+    group="Shards",
+    type=int,
+    help="Shards of an executor. [default: one per processor]",
 )
 @option(
     "--merge",
@@ -149,10 +155,11 @@ def calibrate(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Collect activation statistics of WORKSPACE's graphs on images.
+    """Collect statistics of WORKSPACE's activations on samples.
 
-    A generator's are collected on images that it makes itself. With --merge they are those of
-    PARTS, that other processes or machines made of the same export.
+    A tokenizer is fed --images, your own graphs --feeds; a generator makes its own images. With
+    --merge the statistics are those of PARTS, which other processes or machines made of the same
+    export.
 
     \b
     Example: arvg-trt calibrate out/ws --images photos/ --samples 64
@@ -166,8 +173,11 @@ def calibrate(
     given += ["executor"] * bool(executor) + ["recipe"] * bool(recipe_name)
     if merge and given:
         raise click.UsageError(f"--merge takes no --{given[0].replace('_', '-')}: parts have it")
-    if merge != bool(parts):
-        raise click.UsageError("--merge and PARTS go together")
+    if parts and not merge:
+        one = f"one WORKSPACE is calibrated, not also {' '.join(map(str, parts))}"
+        raise click.UsageError(f"{one}: --merge merges shards that are parts of it")
+    if merge and not parts:
+        raise click.UsageError("--merge takes the PARTS to merge behind the WORKSPACE")
     if workers is not None and executor is None:
         raise click.UsageError("--workers is an executor's: give --executor")
     if merge:
@@ -235,9 +245,10 @@ def validate(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Compare a quantization with FP32 and write a report; a failed gate exits with 8.
+    """Compare a quantization with FP32 and write a report.
 
-    WORKSPACE may be a bundle packed --with-reference: it is unpacked beside itself.
+    A failed gate exits with 8. WORKSPACE may be a bundle packed --with-reference: it is unpacked
+    beside itself.
 
     \b
     Example: arvg-trt validate out/ws --images held_out/ --gate 'psnr_drop<=0.5'

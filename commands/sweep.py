@@ -46,11 +46,12 @@ def sweep(
     max_memory: int,
     as_json: bool,
 ) -> None:
-    """Run RECIPES of one model, and write a page of what each loses, takes and costs.
+    """Run several RECIPES of one model and compare them.
 
-    They share a workspace, that of the first unless --workspace says another, so that export and
-    calibration run once. All follow the first recipe's calibration and validation. The page has
-    the Pareto front: what no other recipe beats in quality, size and time at once.
+    A page says what each loses, takes and costs. They share a workspace, that of the first unless
+    --workspace says another, so that export and calibration run once. All follow the first recipe's
+    calibration and validation. The page has the Pareto front: what no other recipe beats in
+    quality, size and time at once.
 
     \b
     Example: arvg-trt sweep var-w8a8 var-w6a6 var-w4a16
@@ -105,10 +106,10 @@ def recommend(
     quality: str | None,
     as_json: bool,
 ) -> None:
-    """Name the smallest quantization whose report below FOLDERS passes every gate.
+    """Name the smallest quantization that passes every gate.
 
-    The others are listed with the reason. Without one that passes, the command ends with 8, or
-    with 13 where the samples of some leave a gate open.
+    It looks at every report below FOLDERS. The others are listed with the reason. Without one that
+    passes, the command ends with 8, or with 13 where the samples of some leave a gate open.
 
     \b
     Example: arvg-trt recommend out/var-mini --gate 'kl<=0.001@95%' --target cpu

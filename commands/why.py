@@ -29,9 +29,10 @@ STAGES = ("export", "calibrate", "quantize", "build", "validate")
 def why(
     stage: StageName, workspace: Path, recipe_name: str | None, name: str | None, as_json: bool
 ) -> None:
-    """Say what changed since STAGE of WORKSPACE ran: inputs, options, versions, outputs.
+    """Say what changed since STAGE of WORKSPACE ran.
 
-    Options are compared with --recipe, or with the recipe that the workspace was last run by.
+    Inputs, options, versions and outputs are compared; the options with the recipe that is given,
+    or with that of the last run in the workspace.
 
     \b
     Example: arvg-trt why quantize out/demo
@@ -84,7 +85,7 @@ def needs_text(row: PlannedStage) -> str:
     known = [
         *([] if row.seconds is None else [f"{row.seconds:.1f} s"]),
         *([] if row.memory is None else [f"{row.memory / 1e9:.1f} GB of memory"]),
-        *([] if row.disk is None else [f"{row.disk / 1e6:.1f} MB of disk"]),
+        *([] if row.disk is None else [f"{row.disk / 1e6:,.0f} MB of disk"]),
     ]
     if not known:
         return "time, memory and disk are known after a first run here"

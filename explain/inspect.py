@@ -16,8 +16,13 @@ from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
 from ..runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE
+from ..validate.formats import size
 from ..workspace.files import decode_json
 from ..workspace.manifest import MANIFEST, Manifest
+
+SIZES = ("bytes", "files", "groups")  # facts that are counts of bytes
+NAMES = {"bytes": "size"}
+PARTED = ("options", "files", "groups", "verdicts")  # facts with a line for each part
 
 
 class InspectedWorkspace(
@@ -105,6 +110,31 @@ def inspect_path(path: Path) -> Inspected:
     return InspectedEngine(
         bytes=header.bytes, builder=header.version or "unknown", targets=header.targets
     )
+
+
+def inspected_lines(found: Inspected) -> list[str]:
+    """Return the facts for people: a line each, what has parts with a line for each part."""
+    lines = []
+    for key, value in msgspec.to_builtins(found).items():
+        if key in PARTED and isinstance(value, dict):
+            lines.append(f"{key}:")
+            lines += [f"  {part}: {fact_text(key, each)}" for part, each in value.items()]
+        else:
+            lines.append(f"{NAMES.get(key, key)}: {fact_text(key, value)}")
+    return lines
+
+
+def fact_text(key: str, value: Any) -> str:
+    """Return a fact as people write it; sizes have a unit."""
+    if key in SIZES and isinstance(value, int):
+        return size(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {fact_text('', each)}" for name, each in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(fact_text("", each) for each in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not set" if value is None or value == "" else str(value)
 
 
 def inspect_folder(path: Path) -> InspectedWorkspace | InspectedStage:

@@ -48,9 +48,10 @@ def find_model(name: str) -> Variant:
         if model.name == name:
             return model
     names = [model.name for model in (*built_in, *foreign)]
-    raise ExportError(
-        f"no model named {name!r}", do=f"nearest: {nearest(name, names)}; all: arvg-trt models"
-    )
+    do = f"nearest: {nearest(name, names)}; all: arvg-trt models"
+    if Path(name).suffix == ".onnx":
+        do = f"a file of your own: arvg-trt export onnx WORKSPACE --graph {name}"
+    raise ExportError(f"no model named {name!r}", do=do)
 
 
 def shipped_checkpoint(entry: Variant) -> str:

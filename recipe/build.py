@@ -62,9 +62,15 @@ class BuildOptions(Options, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         require_in_range(self)
         if self.backend == "tensorrt_rtx" and not self.targets:
-            raise ValueError('tensorrt_rtx compiles for named GPUs: targets = ["sm86", "sm89"]')
+            raise ValueError(
+                "tensorrt_rtx compiles for named GPUs: give --target rtx4090 (in a recipe: "
+                'targets = ["rtx4090"])'
+            )
         if self.on_cpu and self.targets:
-            raise ValueError(f"{self.backend} takes no targets")
+            raise ValueError(
+                f"{self.backend} takes no targets: it runs on the CPU (engines for a GPU: backend "
+                "tensorrt_rtx)"
+            )
         if self.backend in ("onnxruntime", "cpu") and self.half != "float16":
             raise ValueError(
                 f"half = {self.half} is for TensorRT and OpenVINO: {self.backend} computes in "

@@ -36,7 +36,9 @@ def find_recipe(name: str | PathLike[str]) -> Path:
     if preset.is_file():
         return preset
     raise RecipeError(
-        "no such recipe", where=fspath(name), do=f"presets: {nearest(path.stem, preset_names())}"
+        "no such file, and no preset of that name",
+        where=fspath(name),
+        do=f"nearest: {nearest(path.stem, preset_names())}; all: arvg-trt recipes",
     )
 
 

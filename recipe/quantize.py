@@ -126,7 +126,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         bool, says("Keep the mean outputs that the unquantized model has on the calibration data.")
     ] = False
     block_size: Annotated[
-        Literal[32, 64, 128], says("Input channels a scale of blockwise weights.")
+        Literal[32, 64, 128], says("Input channels per scale of blockwise weights.")
     ] = 64
     adaln_bits: Annotated[
         int | None,

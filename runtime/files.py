@@ -44,7 +44,9 @@ def encode_images(tokenizer: ImageTokenizer, images: Sequence[Path]) -> dict[str
         try:
             image = load_image(path)
         except UnreadableImage as error:
-            raise CalibrationError(f"cannot be read ({error})", where=str(path)) from error
+            do = "name its images: FOLDER/*.jpg" if path.is_dir() else None
+            what = f"cannot be read: {error.reason}"
+            raise CalibrationError(what, where=str(path), do=do) from error
         try:
             padded, _ = tokenizer.fit(image)
         except BundleError as error:

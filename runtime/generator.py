@@ -232,13 +232,13 @@ def choose_sampling(spec: GeneratorSpec, greedy: bool = False, **changes: float 
         GenerationError: a value out of its range, or one that the family has no use for.
     """
     changed = {name: value for name, value in changes.items() if value is not None}
-    foreign = {name for name in changed if getattr(spec.defaults, name, None) is None}
-    if not spec.vocab_size:
-        foreign |= changed.keys() & {"top_k", "top_p"}
-    if foreign:
-        named = ", ".join(sorted(foreign))
-        raise GenerationError(f"{named} is not this family's", do="leave it out")
     own = {name: getattr(spec.defaults, name) for name in spec.defaults.__struct_fields__}
+    unused = set() if spec.vocab_size else {"top_k", "top_p"}
+    taken = {name for name, value in own.items() if value is not None} - unused
+    if foreign := changed.keys() - taken:
+        named = ", ".join(sorted(foreign))
+        do = f"leave it out; it takes {', '.join(sorted(taken))}"
+        raise GenerationError(f"{named} is not this family's", do=do)
     chosen = Sampling(**own | changed, greedy=greedy)
     chosen.check(spec.vocab_size, spec.length)
     return chosen

@@ -63,7 +63,7 @@ def require_heads(width: int, heads: int, head_dim: int) -> None:
 
 
 def step_names(static_batch: int | None, scales: int) -> tuple[str, ...]:
-    """Return names of the step graphs: one for all scales, or with fixed shapes one a scale."""
+    """Return names of the step graphs: one for all scales, or with fixed shapes one per scale."""
     return ("step",) if static_batch is None else tuple(f"step.{k}" for k in range(scales))
 
 

@@ -115,9 +115,8 @@ class ImageTokenizer:
             check(folder)
         if missing:
             lead = lead_from(given, "tokenizer")
-            raise BundleError(
-                f"{missing[0]} is missing: {lead.what}", where=str(folder), do=lead.do
-            )
+            what = f"{missing[0]} is missing: {lead.what}" if given.is_dir() else lead.what
+            raise BundleError(what, where=str(folder), do=lead.do)
         names = [n for n in ("encoder", "decoder", "lookup") if has_graph(folder / f"{n}.onnx")]
         return cls(*(session(folder / f"{name}.onnx", threads) for name in names))
 

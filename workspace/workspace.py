@@ -109,4 +109,17 @@ class Workspace:
     def manifest(self, *parts: str, stage: str) -> Manifest:
         """Return the manifest of an earlier stage, or raise an error that names its command."""
         path = self.folder(*parts) / MANIFEST
-        return decode_json(path, Manifest, do=f"run `arvg-trt {stage}` first")
+        do = f"run `arvg-trt {stage}` first"
+        if others := [name for name in self.named(*parts[:-1]) if name != parts[-1]]:
+            do += f", or name what is there: --name {' or '.join(others)}"
+        return decode_json(path, Manifest, do=do)
+
+    @property
+    def quantizations(self) -> list[str]:
+        """Return the names of the quantizations that are there."""
+        return self.named("quantize")
+
+    def named(self, *parts: str) -> list[str]:
+        """Return the names of what a stage has made, such as quantizations; of no parts, none."""
+        found = self.root.joinpath(*parts).glob(f"*/{MANIFEST}") if parts else ()
+        return sorted(path.parent.name for path in found if not path.parent.name.startswith("."))

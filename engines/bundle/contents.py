@@ -83,11 +83,10 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
     """
     folders = folders_of_engines(workspace.root, name)
     if not folders:
-        raise WorkspaceError(
-            f"has no engines of {name}",
-            where=str(workspace.root),
-            do=f"run `arvg-trt build {workspace.root} --name {name}` first",
-        )
+        do = f"run `arvg-trt build {workspace.root} --name {name}` first"
+        if others := [each for each in workspace.quantizations if each != name]:
+            do += f", or give --name {' or '.join(others)}"
+        raise WorkspaceError(f"has no engines of {name}", where=str(workspace.root), do=do)
     groups = [engine_group(workspace.root, folder) for folder in folders]
     # The faster engine for the CPU may lie there a second time under its own name.
     names = [Path(made.group.folder).name for made in groups]

@@ -21,6 +21,7 @@ from ...runtime.packed.layout import (
     PackedIndex,
     index_problem,
 )
+from ...runtime.sessions.open import context_path
 from ...workspace.files import sha256_file
 from .regions import Region, find_regions
 from .rules import Stored, deflated, store
@@ -61,13 +62,15 @@ def pack_folder(
     """Write the index and the packed weights of a folder's graphs to another folder.
 
     `known` are the quantized weights by site, and `progress` is told of bytes. The index lists
-    what is replaced: graphs and their files of weights. Other files of the folder stay as they are.
+    what is replaced: graphs and their files of weights. Other files of the folder stay as they are,
+    EPContext models too: without them a folder with engines packs to the same bytes as a kit of the
+    same graphs, and a bundle holds those bytes once.
 
     Raises:
         WorkspaceError: a graph is damaged, or its weights are missing, too short or not beside it.
     """
     regions = find_regions(folder)
-    graphs = sorted(path.name for path in folder.glob("*.onnx"))
+    graphs = graphs_of(folder)
     total = sum((folder / name).stat().st_size for name in (*graphs, *regions))
     sizes = dict.fromkeys((FEW_BITS, HIGH_PRECISION, GRAPHS), 0)
     files: list[PackedFile] = []
@@ -99,6 +102,13 @@ def pack_folder(
     data = msgspec.json.encode(index)
     (output / INDEX_FILE).write_bytes(data)
     return index, PackedSizes(**sizes, index=len(data))
+
+
+def graphs_of(folder: Path) -> list[str]:
+    """Return the names of a folder's graphs, without the EPContext models beside engines."""
+    names = {path.name for path in folder.glob("*.onnx")}
+    contexts = {context_path(folder / name).name for name in names}
+    return sorted(names - contexts)
 
 
 def stored_parts(

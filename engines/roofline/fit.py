@@ -122,7 +122,7 @@ def choose(
     fastest = min(seconds.values())
     rows = f"{min(c.rows[0] for c in costs):,} to {max(c.rows[1] for c in costs):,} rows"
     images = "1 image" if prediction.images == 1 else f"{prediction.images} images"
-    where = f"predicted for {prediction.machine.name} at {images} a batch, {rows}"
+    where = f"predicted for {prediction.machine.name} at {images} per batch, {rows}"
     if seconds[plain] < fastest * WORTH:
         return Choice(plain, f"{where}: rounding gains less than {WORTH - 1:.0%}")
     if narrow in seconds and seconds[narrow] < fastest * WORTH:

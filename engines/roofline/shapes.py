@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import onnx
 
 from ...errors import BuildError
 from ...graph.io import read_proto
+from .inference import infer_sizes
 
 Shape = tuple[int, ...]
 Axes = Mapping[str, int]  # sizes of dynamic axes, by name
@@ -84,8 +86,8 @@ class GraphShapes:
             return tuple(size_of(dim, axes) for dim in self._values[tensor])
         except (SyntaxError, KeyError, TypeError):
             shapes = self._inferred(tuple(sorted(axes.items()))) if self._known(axes) else {}
-        if tensor in shapes and all(isinstance(dim, int) for dim in shapes[tensor]):
-            return tuple(int(dim) for dim in shapes[tensor])
+        if tensor in shapes:
+            return shapes[tensor]
         raise BuildError(
             f"the shape of {tensor} does not follow from the inputs' axes "
             f"({', '.join(sorted(axes)) or 'none'})",
@@ -99,22 +101,24 @@ class GraphShapes:
         return all(axis_of(size)[0] in axes for size in sizes if isinstance(size, str))
 
     @lru_cache(maxsize=64)  # noqa: B019  frozen, and as short-lived as the prediction
-    def _inferred(self, axes: tuple[tuple[str, int], ...]) -> Mapping[str, tuple[Dim, ...]]:
-        """Return the shapes that ONNX infers where the axes have these sizes.
+    def _inferred(self, axes: tuple[tuple[str, int], ...]) -> Mapping[str, Shape]:
+        """Return the shapes that follow where the axes have these sizes.
 
         Expressions of an exporter may use names of its own, which no input has.
         """
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
-        del proto.graph.value_info[:]
         sizes = dict(axes)
-        for value in proto.graph.input:
-            for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_param:
-                    axis, factor = axis_of(dim.dim_param)
-                    dim.dim_value = factor * sizes[axis]
-        found = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        return {value.name: dims(value) for value in found.graph.value_info}
+        inputs = {
+            name: tuple(
+                dim if isinstance(dim, int) else axis_of(dim)[1] * sizes[axis_of(dim)[0]]
+                for dim in shape
+            )
+            for name, shape in self.inputs.items()
+        }
+        said: dict[str, Shape] = {}
+        for name, shape in self._values.items():
+            with contextlib.suppress(SyntaxError, KeyError, TypeError):
+                said[name] = tuple(size_of(dim, sizes) for dim in shape)
+        return infer_sizes(self.proto, inputs, said)
 
 
 def dims(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,19 +102,22 @@ def prepare_custom_export(
 
 
 def graph_names(files: Sequence[Path]) -> dict[str, Path]:
-    """Return files by the name of their graph: the file's, or of two alike the folder's."""
+    """Return files by the name of their graph: the file's, or of two alike the folder's.
+
+    A name becomes one that files of every system can have: `Modell ä.onnx` is `Modell_a`.
+    """
     if not files:
         raise ExportError("no graph given", where=MODEL, do="--graph FILE, once for each graph")
-    stems = Counter(path.stem for path in files)
-    folders = Counter(folder_name(path) for path in files if stems[path.stem] > 1)
+    stems = Counter(portable(path.stem) for path in files)
+    folders = Counter(folder_name(path) for path in files if stems[portable(path.stem)] > 1)
     found: dict[str, Path] = {}
     for path in files:
         if not path.is_file():
             raise ExportError("no such file", where=str(path), do="name ONNX files after --graph")
-        name = path.stem
+        name = portable(path.stem)
         if stems[name] > 1:
             folder = folder_name(path)
-            name = folder if folders[folder] == 1 else f"{folder}_{path.stem}"
+            name = folder if folders[folder] == 1 else f"{folder}_{name}"
         if name in found:
             raise ExportError(
                 f"two graphs are called {name}",
@@ -132,8 +137,17 @@ def require_name(name: str, where: str, do: str) -> None:
         raise ExportError(str(error), where=where, do=do) from error
 
 
+def portable(name: str) -> str:
+    """Return a name of ASCII letters, digits, `.`, `_` and `-`, as files of every system have.
+
+    Letters lose their accents; all else becomes `_`.
+    """
+    plain_letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", plain_letters).lstrip("._-") or "graph"
+
+
 def folder_name(path: Path) -> str:
-    return path.resolve().parent.name
+    return portable(path.resolve().parent.name)
 
 
 def beside(file: Path) -> list[Path]:

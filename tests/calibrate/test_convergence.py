@@ -57,8 +57,9 @@ def test_repeated_batches_have_converged_and_a_late_outlier_has_not() -> None:
     late = convergence(grown([batch] * 3 + [1.2 * batch]))
     assert late.enough is False and late.settled == 0
     assert late.text == (
-        "scales converged at 0 of 1 inputs: with the last 50% of the samples the channels into "
-        "site grew by 17%, their tensor by 17%; more samples may help"
+        "scales converged at 0 of 1 inputs; furthest from it is the input of site site: the last "
+        "50 % of the samples widened its channels' ranges by 17 %, its tensor's by 17 %; more "
+        "samples may help"
     )
 
 

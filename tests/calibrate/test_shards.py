@@ -229,8 +229,8 @@ def test_shard_that_is_none_is_refused(args: tuple[object, ...], words: str, who
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("--merge",), "go together"),
-        (("part",), "go together"),
+        (("--merge",), "takes the PARTS"),
+        (("part",), "one WORKSPACE is calibrated, not also part"),
         (("--merge", "part", "--seed", 3), "--merge takes no --seed"),
         (("--workers", 2), "give --executor"),
     ],

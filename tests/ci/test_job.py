@@ -110,7 +110,7 @@ def test_a_recipe_has_to_be_in_this_folder(folder: Path, tmp_path: Path) -> None
     here = describe_job(str(folder / write(at="recipes/-x.toml")), JobOptions())
     assert here.recipe == "recipes/-x.toml" and here.slug == "x"
     assert describe_job(write(at="-y.toml"), JobOptions()).recipe == "./-y.toml"
-    refused(str(tmp_path / "no.toml"), 3, "no such recipe")
+    refused(str(tmp_path / "no.toml"), 3, "no such file, and no preset of that name")
     outside = write(at=str(tmp_path / "out.toml"))
     refused(outside, 3, "outside of this folder")
     refused("../out.toml", 3, "outside of this folder")

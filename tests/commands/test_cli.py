@@ -61,6 +61,13 @@ def test_help_lists_every_command() -> None:
         assert f"\n  {command} " in out
 
 
+def test_lists_of_commands_hold_whole_sentences() -> None:
+    groups = [name for name, each in cli.commands.items() if isinstance(each, click.Group)]
+    for words in ((), *((name,) for name in groups)):
+        out = arvg(*words, "--help").out
+        assert "..." not in out.replace("RECIPES...", "").partition("Options:")[2], words
+
+
 def test_unknown_command_is_a_usage_error() -> None:
     outcome = arvg("quantise")
     assert outcome.code == 2
@@ -68,7 +75,8 @@ def test_unknown_command_is_a_usage_error() -> None:
 
 
 def test_models_lists_every_variant() -> None:
-    lines = arvg("models").out.splitlines()
+    head, *lines = arvg("models").out.splitlines()
+    assert head.split()[:3] == ["model", "parameters", "weights:"]
     assert [line.split()[0] for line in lines] == [entry.name for entry in all_variants()]
     rows = json.loads(arvg("models", "--json").out)["models"]
     assert {row["name"]: row["parameters"] for row in rows}[MODEL] == 3_036_214
@@ -112,6 +120,17 @@ def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finishe
     assert Path(report).is_file()
     assert finished.outcome.err == ""
     assert not leftovers(finished.workspace)
+
+
+def test_quantize_says_how_many_sites_it_quantized(finished: Finished) -> None:
+    outcome = arvg("quantize", finished.workspace, "--recipe", finished.recipe)
+    manifest = json.loads((finished.workspace / "quantize/int8/manifest.json").read_text())
+    sites = manifest["results"]["sites"]
+    count = sum(row["weight"].startswith("INT") for row in sites)
+    first, second = outcome.out.splitlines()
+    assert first.startswith("quantize: up to date, ")
+    assert second.startswith(f"{count} of {len(sites)} sites quantized ({len(sites) - count} in")
+    assert second.endswith(" MB in FP32")
 
 
 def test_second_run_is_up_to_date_and_changes_no_byte(finished: Finished) -> None:
@@ -330,6 +349,12 @@ def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> No
     text = arvg("inspect", graph).out
     assert text.startswith("kind: ONNX graph\n")
     assert "image [batch, 3, " in text
+    assert re.search(r"^nodes: .*\bQuantizeLinear \d+", text, re.MULTILINE)
+    text = arvg("inspect", graph.parent).out
+    assert "\n  encoder_bits: 8\n" in text
+    assert re.search(r"^  encoder\.onnx: [\d,.]+ (B|kB|MB)$", text, re.MULTILINE)
+    for said in (text, arvg("inspect", finished.workspace).out):
+        assert not re.search(r"[{(']", said), said  # no Python values as they are printed
     rows = json.loads(arvg("inspect", graph, "--json").out)
     assert rows["nodes"]["QuantizeLinear"] > 0
     assert rows["metadata"]["arvg_trt.model"] == MODEL
@@ -386,6 +411,8 @@ def test_comparison_of_a_report_with_itself_finds_no_regression(
     assert outcome.code == 0, outcome.err
     assert "PSNR drop from FP32" in outcome.out
     assert "<html" in (tmp_path / "c.html").read_text()
+    workspace = arvg("compare", finished.workspace, report)
+    assert_refused(workspace, 9, "is a workspace, not a report", f"name {report}")
     found = json.loads(arvg("compare", report, report, "--json").out)
     assert found["regressed"] is False
     verdicts = {row["metric"]: row["cells"][1]["verdict"] for row in found["rows"]}

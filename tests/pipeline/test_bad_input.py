@@ -451,7 +451,7 @@ def test_size_that_the_stride_does_not_divide_is_refused(
         (("quantize", "--attention", "fp8"), ("attention", "only a generator's")),
         (("quantize", "--name", "../elsewhere"), ("--name", "../elsewhere")),
         (("quantize", "--name", "fp16"), ("fp16", "unquantized")),
-        (("build", "--backend", "tensorrt_rtx"), ("targets", "sm86")),
+        (("build", "--backend", "tensorrt_rtx"), ("targets", "--target rtx4090")),
         (("build", "--target", "sm86"), ("onnxruntime takes no targets",)),
         (("build", "--max-batch", 0), ("max_batch", "got 0")),
         (("build", "--recipe", "cosmos-mini-int8", "--target", "sm86"), ("--target", "--backend")),
@@ -730,6 +730,25 @@ def test_file_that_is_no_image_is_not_encoded(finished: Finished, tmp_path: Path
     for name in ("a.png", "none.png"):
         refuse(5, (name,), "encode", folder, tmp_path / name, "-o", tmp_path / "t.npz")
     assert not (tmp_path / "t.npz").exists()
+
+
+def test_arguments_of_encode_in_the_wrong_order_are_told_from_a_damaged_folder(
+    finished: Finished, tmp_path: Path
+) -> None:
+    picture(tmp_path)
+    folder, output = finished.workspace / "export", ("-o", tmp_path / "t.npz")
+    outcome = arvg("encode", tmp_path / "good.png", folder, *output)
+    assert_refused(outcome, 7, "good.png: holds no model", "name a workspace")
+    assert "missing" not in outcome.err
+    refuse(5, ("is a directory", "FOLDER/*.jpg"), "encode", folder, tmp_path, *output)
+
+
+def test_wrong_name_of_a_quantization_names_those_that_are_there(
+    finished: Finished, tmp_path: Path
+) -> None:
+    for command in (("build",), ("bundle", "-o", tmp_path / "b.tar")):
+        outcome = arvg(command[0], finished.workspace, "--name", "int4", *command[1:])
+        assert_refused(outcome, 9, "--name int8")
 
 
 def test_folder_without_graphs_is_refused(finished: Finished, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from arvg_trt.families.custom.export import portable
 from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import GraphChain, load_sample, sample_files
 
@@ -359,8 +360,6 @@ def test_bad_exports_are_refused_in_one_line(models: dict[str, Own], tmp_path: P
     ws = tmp_path / "ws"
     noise = tmp_path / "noise.onnx"
     noise.write_bytes(b"\x00\x01 not a model" * 50)
-    odd = tmp_path / "my graph.onnx"
-    shutil.copy(good, odd)
     lost = tmp_path / "transformer.onnx"
     shutil.copy(models["transformer"].graphs[0], lost)
     assert_refused(arvg("export", "onnx", ws), 4, "no graph given", "--graph FILE")
@@ -368,15 +367,36 @@ def test_bad_exports_are_refused_in_one_line(models: dict[str, Own], tmp_path: P
         (["--graph", good, "--graph", good], f"two graphs are called {good.parent.name}_handmade"),
         (["--graph", tmp_path / "absent.onnx"], "no such file"),
         (["--graph", noise], "is not an ONNX model"),
-        (["--graph", odd], "'my graph' is not letters"),
         (["--graph", lost], "has its weights in 'transformer.onnx.data', which is missing"),
         (["--graph", good, "--checkpoint", "x"], "graphs of your own have no checkpoint"),
     ]
     for options, words in cases:
         assert_refused(arvg("export", "onnx", ws, *options), 4, words)
         assert not ws.exists()
+    swapped = arvg("export", good, ws)
+    assert_refused(swapped, 4, "no model named", f"arvg-trt export onnx WORKSPACE --graph {good}")
     known = arvg("export", "cosmos-mini-di8x8", ws, "--graph", good)
     assert_refused(known, 4, "exported from its checkpoint, not from graphs")
+
+
+def test_files_and_folders_may_have_spaces_and_letters_of_any_language(
+    models: dict[str, Own], tmp_path: Path
+) -> None:
+    folder = tmp_path / "Ordner mit ß, 模型"
+    folder.mkdir()
+    graph, ws = folder / "Modell ä (2).onnx", folder / "mein ws"
+    shutil.copy(models["handmade"].graphs[0], graph)
+    outcome = arvg("export", "onnx", ws, "--graph", graph)
+    assert outcome.code == 0, outcome.err
+    assert (ws / "export/Modell_a_2_.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("model", "model"), ("a b-c.d", "a_b-c.d"), ("Größe", "Groe"), ("模型", "graph"), ("_x", "x")],
+)
+def test_name_of_a_graph_is_one_that_every_system_has(name: str, wanted: str) -> None:
+    assert portable(name) == wanted
 
 
 def poisoned() -> NDArray[np.float32]:

@@ -257,6 +257,16 @@ def test_a_packed_bundle_is_smaller_and_unpacks_to_the_same_files(
         for group in ("onnxruntime", "kit"):
             sizes = [b.facts.group(group).bytes for b in (plain, small)]  # type: ignore[union-attr, arg-type]
             assert sizes[1] < sizes[0]
+        weights = {
+            folder: {f.sha256 for g in small.facts.groups for f in g.files if f.path == path}
+            for folder, path in (
+                ("kit", "kit/weights.packed"),
+                ("rtx", "engines/int8/rtx-sm86-sm120/weights.packed"),
+            )
+        }
+        assert weights["kit"] == weights["rtx"] != set()
+    # What groups share is in a bundle once: else the packed one would be the larger.
+    assert packed.stat().st_size < shipped.file.stat().st_size
 
 
 def test_a_packed_bundle_is_the_download_of_its_report(shipped: Shipped, packed: Path) -> None:

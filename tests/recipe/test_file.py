@@ -102,7 +102,7 @@ def test_weight_only_method_leaves_inputs_in_high_precision_without_saying_so(
 def test_unknown_preset_names_the_nearest_first(name: str, nearest: str) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(name)
-    assert f"presets: {nearest}" in str(caught.value)
+    assert f"no preset of that name (nearest: {nearest}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_labels_that_are_no_classes_are_refused(
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"temperature": -1.0}, "temperature is -1.0, not above 0"),
-        ({"cfg_power": 1.0}, "cfg_power is not this family's"),
+        ({"cfg_power": 1.0}, "it takes cfg, temperature, top_k, top_p"),
         ({"batch_size": 0}, "batch_size is 0, not 1 or more"),
         ({"seed": -1}, "seed is -1, not 0 or more"),
     ],

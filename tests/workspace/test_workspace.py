@@ -292,6 +292,15 @@ def test_missing_stage_names_the_command_that_makes_it(tmp_path: Path) -> None:
         workspace.manifest("calibrate", stage="calibrate")
 
 
+def test_missing_quantization_names_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("w8a8", "w4", ".new"):
+        folder = tmp_path / "quantize" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+    with pytest.raises(WorkspaceError, match=r"--name w4 or w8a8\)$"):
+        Workspace(tmp_path).manifest("quantize", "int8", stage="quantize")
+
+
 def test_a_stage_that_fails_names_no_file_of_its_temporary_folder(tmp_path: Path) -> None:
     def work(folder: Path) -> msgspec.Struct:
         raise BuildError(f"{folder}/a.onnx is wrong", where=str(folder / "b.onnx"), do="mend it")

@@ -75,7 +75,7 @@ def compare(
     if different and not allow_different:
         raise BundleError(
             f"not comparable with {base_label}: {'; '.join(different)}",
-            do="validate the same model on the same images, or allow different reports",
+            do="validate the same model on the same images, or give --allow-different",
         )
     base_values, values = metrics(base), [metrics(report) for _, report in others]
     rows = []

@@ -9,7 +9,7 @@ from ...errors import BundleError, RecipeError, WorkspaceError
 from ...extras import require_packages
 from ...workspace.files import atomic_write
 from ..report.files import load_report
-from ..report.schema import Report
+from ..report.schema import REPORT_FILE, Report
 from .compare import Comparison, compare
 from .page import comparison_html
 from .rules import RULES
@@ -42,6 +42,8 @@ def compare_reports(
     rules = RULES if tolerances is None else read_tolerances(tolerances)
     if max_regression is not None:
         rules = parse_limits(max_regression, rules)
+    for path in paths:
+        require_report(path)
     labelled = [(str(path), load_report(path)) for path in paths]
     try:
         found = compare(labelled, allow_different=allow_different, rules=rules)
@@ -54,6 +56,14 @@ def compare_reports(
     if summarize is not None:
         summarize(summary_of(labelled, found))
     return found
+
+
+def require_report(path: Path) -> None:
+    """Raise WorkspaceError for a workspace in place of a report; names the reports in it."""
+    found = sorted(path.glob(f"validate/*/{REPORT_FILE}"))
+    if found and not (path / REPORT_FILE).is_file():
+        named = " or ".join(str(report.parent) for report in found)
+        raise WorkspaceError("is a workspace, not a report", where=str(path), do=f"name {named}")
 
 
 def summary_of(

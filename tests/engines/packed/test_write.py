@@ -56,6 +56,15 @@ def test_it_expands_to_the_same_bytes_and_graphs(tmp_path: Path) -> None:
         assert all(np.array_equal(wanted[key], found[key]) for key in wanted)
 
 
+def test_a_folder_with_engines_packs_to_the_bytes_of_its_graphs_alone(tmp_path: Path) -> None:
+    alone, engines = (quantized_folder(tmp_path / name) for name in ("alone", "engines"))
+    onnx.save(linears(("w", np.ones((SIDE, SIDE), np.float32))), engines / "first_ctx.onnx")
+    (engines / "first.engine").write_bytes(b"plan")
+    index = packed(engines, tmp_path / "b")
+    assert index == packed(alone, tmp_path / "a")
+    assert "first_ctx.onnx" not in {file.path for file in index.files}
+
+
 def test_the_same_folder_packs_to_the_same_bytes(tmp_path: Path) -> None:
     folder = quantized_folder(tmp_path / "ws")
     packed(folder, tmp_path / "a")

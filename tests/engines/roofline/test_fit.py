@@ -146,7 +146,7 @@ def test_a_quantization_for_a_target_says_why_in_its_plan(
     fitted = [entry for entry in plan.sites if "bandwidth-bound" in (entry.reason or "")]
     # One token a step: all linears of the blocks and the head meet two rows.
     assert len(fitted) > 20 and all(e.weight and not e.activation for e in fitted)
-    reason = "predicted for GeForce RTX 3090 at 1 image a batch, 2 to 4 rows: bandwidth-bound"
+    reason = "predicted for GeForce RTX 3090 at 1 image per batch, 2 to 4 rows: bandwidth-bound"
     assert any((entry.reason or "").startswith(reason) for entry in fitted)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -24,8 +25,9 @@ from arvg_trt.engines.roofline.products import Product, graph_products
 from arvg_trt.engines.roofline.shapes import GraphShapes
 from arvg_trt.errors import BuildError
 from arvg_trt.graph.sites import Site, SiteMap
+from arvg_trt.runtime.sessions.open import reference_session
 
-from ...command_line import arvg, assert_refused
+from ...command_line import Finished, arvg, assert_refused
 
 ROUND = Machine(  # figures that divide evenly: a byte a nanosecond
     name="round",
@@ -188,9 +190,56 @@ def test_the_command_prints_a_table_and_one_object(
     workspace = mini_of("var").workspace  # type: ignore[attr-defined]
     shown = arvg("predict", workspace, "--target", "rtx3090", "--batch-size", 2)
     assert shown.code == 0, shown.err
-    assert "GeForce RTX 3090, 2 images a batch: a lower bound" in shown.out
+    assert "GeForce RTX 3090, 2 images per batch: a lower bound" in shown.out
     assert shown.out.splitlines()[-1].startswith("all ")
     found = json.loads(arvg("predict", workspace, "--target", "rtx3090", "--json").out)
     total = sum(row["seconds"]["fp16"] for row in found["phases"])
     assert found["seconds"]["fp16"] == pytest.approx(total)
     assert_refused(arvg("predict", workspace, "--target", "orin"), 6)
+
+
+def test_a_tokenizer_is_predicted_at_the_size_that_is_asked_for(finished: Finished) -> None:
+    """Its graphs compute shapes of Reshapes from their input, and have sizes of unknown names."""
+    rows = {}
+    for side in (64, 128):
+        asked = ("--target", "rtx3090", "--image-size", side, "--json")
+        found = arvg("predict", finished.workspace, *asked)
+        assert found.code == 0, found.err
+        rows[side] = json.loads(found.out)["phases"]
+    assert [row["graph"] for row in rows[64]] == ["encoder", "decoder"]
+    for small, large in zip(rows[64], rows[128], strict=True):
+        assert max(large["rows"]) == 4 * max(small["rows"])
+
+
+def test_sizes_behind_a_computed_reshape_are_those_that_onnxruntime_gives(tmp_path: Path) -> None:
+    """Converters compute the shape of a Reshape: [n, 4, h, w] -> [n, 4, h * w]."""
+    sizes = {"n": 3, "h": 5, "w": 7}
+    nodes = [
+        helper.make_node("GroupNormalization", ["x", "s", "b"], ["g"], num_groups=2),
+        helper.make_node("Shape", ["g"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["n"]),
+        helper.make_node("Max", ["n", "one"], ["rows"]),
+        helper.make_node("Concat", ["rows", "four", "all"], ["wanted"], axis=0),
+        helper.make_node("Reshape", ["g", "wanted"], ["flat"]),
+        helper.make_node("Transpose", ["flat"], ["turned"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["turned", "weight"], ["y"]),
+    ]
+    constants = {"zero": [0], "one": [1], "four": [4], "all": [-1]}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["?a", "?b", 6])],
+        [onnx.numpy_helper.from_array(np.array(v, np.int64), k) for k, v in constants.items()]
+        + [
+            onnx.numpy_helper.from_array(np.ones(shape, np.float32), name)
+            for name, shape in {"s": (4,), "b": (4,), "weight": (4, 6)}.items()
+        ],
+    )
+    opset = [helper.make_opsetid("", 21)]
+    path = tmp_path / "g.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    x = np.ones((3, 4, 5, 7), np.float32)
+    (y,) = reference_session(path).run({"x": x}).values()
+    assert GraphShapes.read(path).shape("y", sizes) == y.shape
+    assert GraphShapes.read(path).shape("turned", sizes) == (3, 35, 4)
