@@ -112,7 +112,12 @@ def disabled_for(path: Path) -> tuple[str, ...]:
 
     Those have all their products in integer operators: there is nothing left to fuse.
     """
-    if path.is_file() and INTEGER_CONVOLUTION in path.read_bytes():
+    return disabled_in(path.read_bytes() if path.is_file() else b"")
+
+
+def disabled_in(graph: bytes) -> tuple[str, ...]:
+    """Return what `disabled_for` does, of the bytes of a graph."""
+    if INTEGER_CONVOLUTION in graph:
         return (*SLOW_OPTIMIZERS, FUSES_PAIRS)
     return SLOW_OPTIMIZERS
 
