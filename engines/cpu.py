@@ -110,7 +110,7 @@ class CpuBuild:
     def write_where_faster(self, folder: Path, factor: float) -> BuildFacts:
         """Write ONNX Runtime's engine with those rounded inputs that are faster by a factor.
 
-        It is of the FP32 graphs if none is, or if the engine is not proved faster than they are.
+        It is of the FP32 graphs if none is, or if they are as fast as the engine as a whole.
         """
         from .faster.choose import choose_by_time, in_float, time_whole, with_whole
         from .faster.write import write_decided

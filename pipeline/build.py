@@ -29,8 +29,10 @@ from ..workspace.stage import (
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from ..engines.faster.facts import KeptIfFaster
     from ..engines.tensorrt.engine import EngineBuild
     from ..engines.tensorrt.targets import Target
+    from ..graph.sites import SiteMap
 
 
 def build_stage(
@@ -103,6 +105,28 @@ def prepare_cpu(
     )
 
 
+def predict_faster(
+    workspace: Workspace, options: BuildOptions, plan: Plan, site_map: SiteMap
+) -> KeptIfFaster | None:
+    """Return which sites are predicted to be faster on all targets; None if it is not asked for.
+
+    Raises:
+        BuildError: targets whose peaks are not known, or no site with rounded inputs.
+    """
+    from ..engines.faster.predicted import choose_by_prediction
+    from ..engines.roofline.machine import find_machine
+    from ..engines.roofline.model import model_calls
+    from ..engines.tensorrt.engine import own_gpu
+
+    factor, images = options.keep_if_faster, options.max_batch
+    if factor is None:
+        return None
+    assert options.backend == "tensorrt" or options.backend == "tensorrt_rtx"
+    machines = [find_machine(each) for each in options.targets or own_gpu(options.backend)]
+    calls, graphs = model_calls(workspace, images, options.image_size)
+    return choose_by_prediction(calls, graphs, site_map, plan, machines, images, factor)
+
+
 @dataclass(frozen=True, slots=True)
 class OpenBuild:
     """Hold what the engines of a back end are built from.
@@ -146,7 +170,20 @@ def open_build(
     model = Exported.open(workspace)
     profiles = graph_profiles(workspace, model.manifest, options)
     timings = workspace.folder("engines") if backend == "tensorrt" else None
-    build = EngineBuild(source, backend, options, plan, site_map, profiles, timings)
+    faster = plan and predict_faster(workspace, options, plan, site_map)
+    if faster and not faster.is_quantized:
+        source, manifest, plan = source_graphs(workspace, FP16)
+    build = EngineBuild(
+        source,
+        backend,
+        options,
+        plan,
+        site_map,
+        profiles,
+        timings,
+        faster=faster,
+        export=model.folder,
+    )
     watched = plan is None and options.half == "float16"
     calibrated = find_calibration(workspace, reporter) if watched else None
     read = [m for m in (manifest, model.manifest, calibrated) if m is not None]

@@ -194,9 +194,8 @@ def left_inside(
 
 def weighted(shift: Floats, weight: Floats, convolves: bool) -> Floats:
     """Return what a constant input [C] makes of each output channel, [O]."""
-    total: Floats = (
-        np.einsum("oi...,i->o", weight, shift) if convolves else np.einsum("i,io->o", shift, weight)
-    )
+    by_channel = weight.reshape(*weight.shape[:2], -1).sum(axis=2) if convolves else weight.T
+    total: Floats = by_channel @ shift
     return total
 
 

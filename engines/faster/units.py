@@ -20,8 +20,7 @@ from ...numerics.scheme import Plan, SitePlan
 from ...quantize.chains import Ends, ends_of
 from ..onnxruntime.matmul_integer import match_input
 from ..roofline.calls import GraphCall
-from ..roofline.shapes import Shape
-from .calls import Shapes as ShapesOf
+from ..roofline.shapes import GraphShapes, Shape
 
 # Shapes of one site's inputs that are timed, of more those in the middle of as many parts.
 MOST_SHAPES = 4
@@ -52,11 +51,13 @@ class TwoGraphs:
 
     fp32: ir.Model
     quantized: ir.Model
-    shapes: ShapesOf
+    shapes: GraphShapes
     ends: Mapping[str, Ends] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, export: Path, source: Path, sites: Sequence[Site], shapes: ShapesOf) -> TwoGraphs:
+    def read(
+        cls, export: Path, source: Path, sites: Sequence[Site], shapes: GraphShapes
+    ) -> TwoGraphs:
         """Read both files; the ends are those of the `sites`."""
         fp32 = read_graph(export)
         ends = {site.name: ends_of(fp32.graph, site) for site in sites}

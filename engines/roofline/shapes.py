@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import numpy as np
 import onnx
 
-from ...errors import BuildError
+from ...errors import BuildError, BundleError
 from ...graph.io import read_proto
+from ...runtime.sessions.open import open_session
 
 Shape = tuple[int, ...]
 Axes = Mapping[str, int]  # sizes of dynamic axes, by name
@@ -78,14 +80,17 @@ class GraphShapes:
         """Return a tensor's shape.
 
         Raises:
-            BuildError: it follows neither from what the export says nor from ONNX's own rules.
+            BuildError: it follows neither from what the export says nor from ONNX's own rules,
+                and the graph does not run on zeros.
         """
         try:
             return tuple(size_of(dim, axes) for dim in self._values[tensor])
         except (SyntaxError, KeyError, TypeError):
-            shapes = self._inferred(tuple(sorted(axes.items()))) if self._known(axes) else {}
-        if tensor in shapes and all(isinstance(dim, int) for dim in shapes[tensor]):
-            return tuple(int(dim) for dim in shapes[tensor])
+            sizes = tuple(sorted(axes.items()))
+        for shapes_of in (self._inferred, self._seen) if self._known(axes) else ():
+            shape = shapes_of(sizes).get(tensor, ("?",))
+            if all(isinstance(dim, int) for dim in shape):
+                return tuple(int(dim) for dim in shape)
         raise BuildError(
             f"the shape of {tensor} does not follow from the inputs' axes "
             f"({', '.join(sorted(axes)) or 'none'})",
@@ -115,6 +120,40 @@ class GraphShapes:
                     dim.dim_value = factor * sizes[axis]
         found = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         return {value.name: dims(value) for value in found.graph.value_info}
+
+    @lru_cache(maxsize=64)  # noqa: B019
+    def _seen(self, axes: tuple[tuple[str, int], ...]) -> Mapping[str, tuple[Dim, ...]]:
+        """Return the shapes that tensors have in a run on zeros, none where that fails.
+
+        An image tokenizer computes sizes from those of its image, which ONNX cannot follow.
+        """
+        proto, sizes = onnx.ModelProto(), dict(axes)
+        proto.CopyFrom(self.proto)
+        graph = proto.graph
+        feeds = {}
+        for value in graph.input:
+            if value.name in self.weights:
+                continue
+            parts = [axis_of(dim) if isinstance(dim, str) else ("", dim) for dim in dims(value)]
+            shape = [factor * sizes.get(axis, 1) for axis, factor in parts]
+            kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            feeds[value.name] = np.zeros(shape, kind)
+        names = {f"seen.{k}": name for k, name in enumerate(outputs_of(graph))}
+        graph.node.extend(onnx.helper.make_node("Shape", [v], [k]) for k, v in names.items())
+        del graph.output[:]
+        kind = onnx.TensorProto.INT64
+        graph.output.extend(onnx.helper.make_tensor_value_info(k, kind, None) for k in names)
+        try:
+            data = proto.SerializeToString()
+            found = open_session(self.path, optimized=False, lean=True, graph=data).run(feeds)
+        except BundleError:
+            return {}
+        return {names[key]: tuple(map(int, value)) for key, value in found.items()}
+
+
+def outputs_of(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of all tensors that nodes of a graph make."""
+    return [name for node in graph.node for name in node.output if name]
 
 
 def dims(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
