@@ -1,4 +1,4 @@
-"""Which sites are kept, by planted times: a pure function of blocks and what they take."""
+"""Bisection decides by planted times which sites are kept: a pure function of what blocks take."""
 
 from __future__ import annotations
 
