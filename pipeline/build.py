@@ -170,7 +170,7 @@ def open_build(
     model = Exported.open(workspace)
     profiles = graph_profiles(workspace, model.manifest, options)
     timings = workspace.folder("engines") if backend == "tensorrt" else None
-    faster = plan and predict_faster(workspace, options, plan, site_map)
+    faster = None if plan is None else predict_faster(workspace, options, plan, site_map)
     if faster and not faster.is_quantized:
         source, manifest, plan = source_graphs(workspace, FP16)
     build = EngineBuild(

@@ -141,8 +141,8 @@ class GraphShapes:
         names = {f"seen.{k}": name for k, name in enumerate(outputs_of(graph))}
         graph.node.extend(onnx.helper.make_node("Shape", [v], [k]) for k, v in names.items())
         del graph.output[:]
-        kind = onnx.TensorProto.INT64
-        graph.output.extend(onnx.helper.make_tensor_value_info(k, kind, None) for k in names)
+        sizes_type = onnx.TensorProto.INT64
+        graph.output.extend(onnx.helper.make_tensor_value_info(k, sizes_type, None) for k in names)
         try:
             data = proto.SerializeToString()
             found = open_session(self.path, optimized=False, lean=True, graph=data).run(feeds)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.engines.faster.decide import FIRST_PAIRS, MOST_MS, MOST_PAIRS, decide
+from arvg_trt.engines.faster.decide import FIRST_PAIRS, MOST_MS, MOST_PAIRS, Judged, decide
 from arvg_trt.engines.faster.pairs import LEAST_PAIRS, Pairs, median_interval
 
 FACTOR = 1.02
@@ -44,7 +44,7 @@ class Planted:
         return Pairs(tuple(plain), tuple(quantized))
 
 
-def kept(judged: Sequence[object]) -> set[str]:
+def kept(judged: Sequence[Judged]) -> set[str]:
     return {name for each in judged if each.verdict == "kept" for name in each.names}
 
 
