@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ..engines.faster.facts import KeptIfFaster
     from ..engines.tensorrt.engine import EngineBuild
     from ..engines.tensorrt.targets import Target
-    from ..graph.sites import SiteMap
 
 
 def build_stage(
@@ -105,28 +104,6 @@ def prepare_cpu(
     )
 
 
-def predict_faster(
-    workspace: Workspace, options: BuildOptions, plan: Plan, site_map: SiteMap
-) -> KeptIfFaster | None:
-    """Return which sites are predicted to be faster on all targets; None if it is not asked for.
-
-    Raises:
-        BuildError: targets whose peaks are not known, or no site with rounded inputs.
-    """
-    from ..engines.faster.predicted import choose_by_prediction
-    from ..engines.roofline.machine import find_machine
-    from ..engines.roofline.model import model_calls
-    from ..engines.tensorrt.engine import own_gpu
-
-    factor, images = options.keep_if_faster, options.max_batch
-    if factor is None:
-        return None
-    assert options.backend == "tensorrt" or options.backend == "tensorrt_rtx"
-    machines = [find_machine(each) for each in options.targets or own_gpu(options.backend)]
-    calls, graphs = model_calls(workspace, images, options.image_size)
-    return choose_by_prediction(calls, graphs, site_map, plan, machines, images, factor)
-
-
 @dataclass(frozen=True, slots=True)
 class OpenBuild:
     """Hold what the engines of a back end are built from.
@@ -151,14 +128,21 @@ class OpenBuild:
 
 
 def open_build(
-    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+    workspace: Workspace,
+    name: str,
+    options: BuildOptions,
+    reporter: Reporter,
+    faster: KeptIfFaster | None = None,
 ) -> OpenBuild:
     """Open what TensorRT engines are built from, whether or not a builder is there.
+
+    `faster` says which sites keep their rounded inputs, where that was decided before.
 
     Raises:
         BuildError: a size that the model does not take.
         WorkspaceError: an earlier stage was not run, or its folder was changed.
     """
+    from ..engines.faster.predicted import predict_faster
     from ..engines.tensorrt.engine import EngineBuild, overflow_risks
     from ..engines.tensorrt.profiles import graph_profiles
     from ..quantize.overflow import find_calibration
@@ -170,7 +154,8 @@ def open_build(
     model = Exported.open(workspace)
     profiles = graph_profiles(workspace, model.manifest, options)
     timings = workspace.folder("engines") if backend == "tensorrt" else None
-    faster = None if plan is None else predict_faster(workspace, options, plan, site_map)
+    if plan is not None and faster is None:
+        faster = predict_faster(workspace, options, plan, site_map)
     if faster and not faster.is_quantized:
         source, manifest, plan = source_graphs(workspace, FP16)
     build = EngineBuild(

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from ...errors import BuildError
 from ...graph.sites import Site, SiteMap, by_input
 from ...numerics.scheme import Plan, SitePlan
+from ...recipe.build import BuildOptions
+from ...workspace.workspace import Workspace
 from ..formats import is_fp8
 from ..roofline.calls import GraphCall
-from ..roofline.machine import Machine, ProductFormat
+from ..roofline.machine import Machine, ProductFormat, find_machine
+from ..roofline.model import model_calls
 from ..roofline.predict import WeightCost, predict
 from ..roofline.shapes import GraphShapes
+from ..tensorrt.engine import own_gpu
 from .facts import KeptIfFaster, SpeedRow
 
 
@@ -27,6 +31,23 @@ class Predicted:
     @property
     def ratio(self) -> float:
         return self.unquantized / self.quantized
+
+
+def predict_faster(
+    workspace: Workspace, options: BuildOptions, plan: Plan, site_map: SiteMap
+) -> KeptIfFaster | None:
+    """Return which sites are predicted to be faster on all targets; None if it is not asked for.
+
+    Raises:
+        BuildError: targets whose peaks are not known, or no site with rounded inputs.
+    """
+    factor, images = options.keep_if_faster, options.max_batch
+    if factor is None:
+        return None
+    assert options.backend == "tensorrt" or options.backend == "tensorrt_rtx"
+    machines = [find_machine(each) for each in options.targets or own_gpu(options.backend)]
+    calls, graphs = model_calls(workspace, images, options.image_size)
+    return choose_by_prediction(calls, graphs, site_map, plan, machines, images, factor)
 
 
 def choose_by_prediction(
