@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import msgspec
+
 from ...graph.sites import SiteMap, load_sites
 from ...numerics.scheme import Plan
 from ...runtime.sessions.processors import processor_name
@@ -140,15 +142,7 @@ def with_whole(chosen: KeptIfFaster, pairs: Pairs) -> KeptIfFaster:
     faster = verdict == "kept" or (verdict == "inconclusive" and pairs.speed.ratio > 1)
     row = speed_row(WHOLE, (), pairs, verdict)
     rows = chosen.rows if faster else tuple(left_out(each, row) for each in chosen.rows)
-    return KeptIfFaster(
-        factor=chosen.factor,
-        source=chosen.source,
-        machine=chosen.machine,
-        unquantized=chosen.unquantized,
-        rows=rows,
-        model=row,
-        is_quantized=faster,
-    )
+    return msgspec.structs.replace(chosen, rows=rows, model=row, is_quantized=faster)
 
 
 def left_out(row: SpeedRow, whole: SpeedRow) -> SpeedRow:
@@ -156,15 +150,4 @@ def left_out(row: SpeedRow, whole: SpeedRow) -> SpeedRow:
     if row.verdict != "kept":
         return row
     reason = f"faster alone, but the whole model is {whole.ratio:.2f} times as fast with it"
-    return SpeedRow(
-        graph=row.graph,
-        sites=row.sites,
-        unquantized_ms=row.unquantized_ms,
-        quantized_ms=row.quantized_ms,
-        ratio=row.ratio,
-        low=row.low,
-        high=row.high,
-        pairs=row.pairs,
-        verdict="removed",
-        reason=reason,
-    )
+    return msgspec.structs.replace(row, verdict="removed", reason=reason)

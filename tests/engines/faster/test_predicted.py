@@ -121,6 +121,19 @@ def test_an_engine_of_tensorrt_proves_what_the_table_keeps(
         assert row["int8_sites_planned"] == row["int8_sites_proved"] == count
     assert any(faster.kept(graph) for graph in ("encoder", "decoder"))
 
+    # A kit for devices is of the same graphs, and its plan asks for the same sites.
+    tar, unpacked = tmp_path / "kit.tar", tmp_path / "unpacked"
+    for words in (
+        ("bundle", copy, "--name", "int8", "--kit", "-o", tar),
+        ("unpack", tar, "--group", "kit", "-o", unpacked),
+    ):
+        outcome = arvg(*words)
+        assert outcome.code == 0, outcome
+    (listed,) = unpacked.rglob("sites.json")
+    sites = {site["name"] for site in json.loads(listed.read_bytes())["sites"]}
+    for graph in ("encoder", "decoder"):
+        assert faster.kept(graph) <= sites and not faster.removed(graph) & sites
+
     # And where none gains, engines are those of the unquantized graphs.
     outcome = arvg(*build, "--target", "rtx4090", "--keep-if-faster", 50)
     assert outcome.code == 0, outcome

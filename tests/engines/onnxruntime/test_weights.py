@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -11,10 +13,11 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from arvg_trt.engines.onnxruntime import weights
+from arvg_trt.engines.onnxruntime import generator, weights
 from arvg_trt.engines.onnxruntime.build import rewrite_graph
 from arvg_trt.engines.onnxruntime.weights import expand_weights, mark_expanded
 from arvg_trt.quantize.qdq.convolution import insert_qdq
+from arvg_trt.runtime.generator import Generator
 from arvg_trt.runtime.images import load_image, to_model
 from arvg_trt.runtime.sessions.open import (
     EXPANDED,
@@ -25,6 +28,7 @@ from arvg_trt.runtime.sessions.open import (
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 
 from ...command_line import Finished, arvg
+from ...minis.minis import Quantized
 from ...quantize.qdq.linear_cases import INTEGER_LINEARS
 
 INPUTS, OUTPUTS, BLOCK = 128, 48, 32
@@ -139,8 +143,6 @@ def test_engines_bundles_and_packed_bundles_compute_the_same(
     finished: Finished, tmp_path: Path
 ) -> None:
     """Weights alone in 8 bits: what is opened is FP32 to the last bit, wherever it lies."""
-    import shutil
-
     copy = Path(shutil.copytree(finished.workspace, tmp_path / "ws"))
     weights_only = ("--activation-bits", 32, "--encoder-bits", 8, "--decoder-bits", 8)
     for words in (
@@ -176,3 +178,28 @@ def test_engines_bundles_and_packed_bundles_compute_the_same(
         tokenizer = ImageTokenizer.open(place, device="cpu")
         made = tokenizer.decode(tokenizer.encode(image)[0])
         np.testing.assert_array_equal(made, found[1]["image"])
+
+
+def test_generators_say_what_is_expanded_or_hold_it_expanded(
+    quantized_of: Callable[[str], Quantized], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INT4 of a step on two rows is expanded at load; with a graph a step, weights are FP32."""
+    copy = Path(shutil.copytree(quantized_of("rar").workspace, tmp_path / "ws"))
+    blockwise = ("--quantize-method", "blockwise", "--block-size", 32, "--weight-bits", 4)
+    outcome = arvg("quantize", copy, "--name", "w4", *blockwise)
+    assert outcome.code == 0, outcome
+    engine, images = copy / "engines" / "w4" / "onnxruntime", []
+    for fixed in (False, True):
+        monkeypatch.setattr(generator, "has_fixed_shapes", lambda export, fixed=fixed: fixed)
+        shutil.rmtree(engine, ignore_errors=True)
+        outcome = arvg("build", copy, "--name", "w4")
+        assert outcome.code == 0, outcome
+        step = onnx.load(engine / "step.onnx", load_external_data=False)
+        kinds = {node.op_type for node in step.graph.node}
+        assert ("DequantizeLinear" in kinds) is not fixed
+        assert (EXPANDED in {each.key for each in step.metadata_props}) is not fixed
+        assert expands_weights((engine / "step.onnx").read_bytes()) is not fixed
+        images.append(Generator.open(engine, device="cpu").generate([1, 2], seed=4))
+    np.testing.assert_array_equal(images[0].tokens, images[1].tokens)
+    np.testing.assert_array_equal(images[0].images, images[1].images)
+    assert weights.most_rows(copy / "export")["step"] == 2
