@@ -14,12 +14,11 @@ from ...runtime.sessions.processors import processor_name
 from ...workspace.facts import Exported
 from ...workspace.stage import Reporter
 from ..onnxruntime.build import output_ranges
-from .calls import calls_of_one
 from .decide import Timer, decide
 from .facts import KeptIfFaster, SpeedRow, speed_row
 from .pairs import Pairs
 from .timing import SiteTimer
-from .units import TwoGraphs, find_units, require_rounded
+from .units import TwoGraphs, calls_of_one, find_units, require_rounded
 
 TIMING, TIMING_WHOLE = "timing sites", "timing the whole model"
 WHOLE = "whole model"

@@ -15,16 +15,20 @@ import onnx_ir as ir
 from ...errors import BuildError
 from ...graph.io import read_graph
 from ...graph.linears import site_node
-from ...graph.sites import Site, SiteMap, by_input
+from ...graph.sites import Site, SiteMap, by_input, load_sites
 from ...numerics.scheme import Plan, SitePlan
 from ...quantize.chains import Ends, ends_of
+from ...runtime.sessions.open import fast_session
+from ...samples.files import GraphChain, load_sample, sample_files
+from ...workspace.facts import Exported
 from ..onnxruntime.matmul_integer import match_input
-from ..roofline.calls import GraphCall
+from ..roofline.calls import GraphCall, generator_calls
 from ..roofline.shapes import GraphShapes, Shape
 
 # Shapes of one site's inputs that are timed, of more those in the middle of as many parts.
 MOST_SHAPES = 4
 Shapes = tuple[Shape, ...]
+Called = tuple[Sequence[GraphCall], Mapping[str, GraphShapes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,29 @@ class TwoGraphs:
         fp32 = read_graph(export)
         ends = {site.name: ends_of(fp32.graph, site) for site in sites}
         return cls(fp32, read_graph(source), shapes, ends)
+
+
+def calls_of_one(
+    model: Exported, samples: Path
+) -> tuple[Sequence[GraphCall], Mapping[str, GraphShapes]]:
+    """Return what runs for one image of a generator, or for the first sample of calibration.
+
+    Raises:
+        BuildError: the shape of an output is not known.
+    """
+    if model.kind == "generator":
+        return generator_calls(model.folder, 1)
+    names = load_sites(model.folder).graphs
+    chain = GraphChain.open(model.folder, names, session=fast_session)
+    sample = load_sample(sample_files(samples)[0])
+    outputs = chain.run(sample)
+    graphs = {name: GraphShapes.read(model.folder / f"{name}.onnx") for name in names}
+    calls = []
+    for name in names:
+        feeds = chain.feeds(name, sample, outputs)
+        axes = graphs[name].axes({key: value.shape for key, value in feeds.items()})
+        calls.append(GraphCall(name, tuple(sorted(axes.items())), 1))
+    return calls, graphs
 
 
 def rounded_sites(source: Path, sites: Sequence[Site], plan: Plan) -> list[Site]:
