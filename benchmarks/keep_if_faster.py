@@ -3,8 +3,9 @@
 python -m arvg_trt.benchmarks.keep_if_faster WORKSPACE:NAME ... [--factor 1.02] [--rounds 24]
 
 A workspace is one that was quantized as NAME. Its engine is built twice, and both run a sample
-through all graphs, or make a picture, beside FP32 in one process and in turn. Whole models are
-timed, so that what runs between sites counts too.
+through all graphs, or make a picture, beside FP32 in one process and in turn, on one thread: with
+more, threads of other work on a machine decide the times. Whole models are timed, so that what runs
+between sites counts too.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ..workspace.stage import SilentReporter
 from ..workspace.workspace import Workspace
 from .common import RESULTS, environment, environment_line, markdown_table, write_results
 
+THREADS = 1
 FP32, ALL, KEPT = "FP32", "all planned", "kept if faster"
 
 
@@ -51,12 +53,11 @@ def run_of(root: Path, folder: Path) -> Callable[[], object]:
     with Workspace(root) as workspace:
         model = Exported.open(workspace)
     if model.kind == "generator":
-        return generation(Generator.open(folder, device="cpu", verify=False))
+        return generation(Generator.open(folder, device="cpu", threads=THREADS, verify=False))
     graphs = load_sites(model.folder).graphs
     sample = load_sample(sample_files(root / "calibrate" / "samples")[0])
-    return chain_run(
-        GraphChain.open(folder, graphs, session=opener(folder, fast_session, "cpu")), sample
-    )
+    session = opener(folder, fast_session, "cpu")
+    return chain_run(GraphChain.open(folder, graphs, session=session, threads=THREADS), sample)
 
 
 def measured(root: Path, name: str, factor: float, rounds: int) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def main(workspaces: tuple[str, ...], factor: float, rounds: int) -> None:
     for each in workspaces:
         root, _, name = each.rpartition(":")
         results.append(measured(Path(root), name, factor, rounds))
-    machine = environment(0)
+    machine = environment(THREADS)
     whole = [whole_row(each, key) for each in results for key in (FP32, ALL, KEPT)]
     against = [
         f"- {each['model']}: the engine that keeps what is faster by {factor:g} takes "
@@ -136,7 +137,8 @@ def main(workspaces: tuple[str, ...], factor: float, rounds: int) -> None:
             "",
             *against,
             "",
-            "Sites alone, those that are computed alike in a row; times of one sample or picture.",
+            "Sites alone on all threads, those computed alike in a row; times of one sample "
+            "or picture.",
             "",
             markdown_table(
                 ["graph", "sites", "FP32, ms", "rounded, ms", "times as fast", "verdict"],
