@@ -9,13 +9,13 @@ packed, as ONNX Runtime opens it by default.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from ...engines.cpu import generation
 from ...runtime.generator import Generator
 from ...runtime.sessions.open import disabled_for, open_session
 from ...runtime.sessions.session import Session
@@ -41,7 +41,7 @@ def measured(root: Path, names: tuple[str, ...], rounds: int) -> tuple[str, dict
         folder = root / "engines" / name / "onnxruntime"
         opened[name] = Generator.open(folder, device="cpu", threads=1)
         opened[f"{name}, packed"] = Generator.open(folder, session=packed_session, threads=1)
-    runs = {key: generation(each) for key, each in opened.items()}
+    runs = {key: partial(each.generate, [0]) for key, each in opened.items()}
     return title, interleaved(runs, warmup=1, rounds=rounds)
 
 
