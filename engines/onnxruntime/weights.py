@@ -76,7 +76,10 @@ def expand_weights(model: ir.Model) -> bool:
     """
     pairs = weight_pairs(model.graph)
     for node in pairs:
-        value = constant(model.graph, f"{node.name}.expanded", expanded_weight(node))
+        held = node.inputs[0]
+        assert held is not None
+        # No name is left that has the operator's in it, by which opening a graph looks for it.
+        value = constant(model.graph, f"{held.name}_expanded", expanded_weight(node))
         take_over(value, node.outputs[0])
     return remove_dead_nodes(model.graph) or bool(pairs)
 
