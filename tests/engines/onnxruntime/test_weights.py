@@ -202,4 +202,4 @@ def test_generators_say_what_is_expanded_or_hold_it_expanded(
         images.append(Generator.open(engine, device="cpu").generate([1, 2], seed=4))
     np.testing.assert_array_equal(images[0].tokens, images[1].tokens)
     np.testing.assert_array_equal(images[0].images, images[1].images)
-    assert weights.most_rows(copy / "export")["step"] == 2
+    assert weights.most_rows(copy / "export")["step"] > 1
