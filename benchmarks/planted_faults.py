@@ -32,9 +32,9 @@ from ..explain.site_diagnosis import is_quantized, open_samples, opened_graphs
 from ..graph.builder import constant_array
 from ..graph.io import graph_bytes, load_graph
 from ..numerics.scheme import Plan
+from ..quantize.chains import Chain
 from ..recipe.validate import ValidateOptions
 from ..validate.diagnose.alone import quantized_chains
-from ..validate.diagnose.chains import Chain
 from ..validate.diagnose.diagnosis import SCALE_RUNS, QuantizedGraph
 from ..validate.diagnose.feeds import save_feeds, save_samples
 from ..validate.diagnose.scales import better_scales

@@ -70,10 +70,12 @@ class CpuBuild:
     def manifest_options(self) -> dict[str, str]:
         """Return what decides the engines beside their inputs: blobs are for one processor."""
         options = {"backend": str(self.options.backend)}
-        if self.options.backend != ONNXRUNTIME:
+        if self.options.backend != ONNXRUNTIME or self.options.keep_if_faster is not None:
             options["processor"] = processor_name()
         if self.options.half == "bfloat16":
             options["half"] = "bfloat16"
+        if self.options.keep_if_faster is not None:
+            options["keep_if_faster"] = f"{self.options.keep_if_faster:g}"
         return options
 
     @property
@@ -89,6 +91,8 @@ class CpuBuild:
                 explains.
         """
         if self.options.backend == ONNXRUNTIME:
+            if self.options.keep_if_faster is not None:
+                return self.write_where_faster(folder, self.options.keep_if_faster)
             return BuildFacts(engines=self.write_onnxruntime(folder))
         if self.options.backend == OPENVINO:
             if may_saturate():
@@ -96,10 +100,38 @@ class CpuBuild:
             return BuildFacts(engines=self.write_openvino(folder))
         return self.write_faster(folder, race)
 
-    def write_onnxruntime(self, folder: Path) -> tuple[EngineRow, ...]:
+    def write_onnxruntime(self, folder: Path, source: Path | None = None) -> tuple[EngineRow, ...]:
+        """Write ONNX Runtime's engine, of the Q/DQ graphs or of those in another `source`."""
         from .onnxruntime.engine import write_engine
 
-        return write_engine(self.model, self.source, self.calibration, folder, self.reporter)
+        source = source or self.source
+        return write_engine(self.model, source, self.calibration, folder, self.reporter)
+
+    def write_where_faster(self, folder: Path, factor: float) -> BuildFacts:
+        """Write ONNX Runtime's engine with those rounded inputs that are faster by a factor.
+
+        It is of the FP32 graphs if none is, or if they are as fast as the engine as a whole.
+        """
+        from .faster.choose import choose_by_time, in_float, time_whole, with_whole
+        from .faster.write import write_decided
+
+        model, plan, reporter = self.model, self.plan, self.reporter
+        chosen = choose_by_time(model, self.source, plan, self.calibration, factor, reporter)
+        rows: tuple[EngineRow, ...] = ()
+        if chosen.is_quantized:
+            decided, site_map = folder / "decided", load_sites(model.folder)
+            left = in_float(chosen, self.source, site_map, plan)
+            write_decided(model.folder, self.source, site_map, left, decided)
+            rows = self.write_onnxruntime(folder, decided)
+            shutil.rmtree(decided)
+            runs = self.runs({"fp32": model.folder, ONNXRUNTIME: folder})
+            chosen = with_whole(chosen, time_whole(runs["fp32"], runs[ONNXRUNTIME], reporter))
+        if not chosen.is_quantized:
+            for file in folder.iterdir():
+                file.unlink()
+            rows = self.write_onnxruntime(folder, model.folder)
+        reporter.say(f"keep_if_faster: {chosen.summary}")
+        return BuildFacts(engines=rows, faster=chosen)
 
     def write_openvino(self, folder: Path) -> tuple[EngineRow, ...]:
         from .openvino.build import build_openvino

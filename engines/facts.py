@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ..quantize.facts import OverflowTensor
+from .faster.facts import KeptIfFaster
 
 BUILT, EXECUTED = "built, not executed", "executed"  # what an engine's row says of it
 
@@ -75,7 +76,8 @@ class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Results of the stage; those of TensorRT name their ``targets``, of ``cpu`` its ``probe``.
 
     ``gpu`` is the one that TensorRT timed its kernels on. ``fp32_tensors`` are the overflow risks
-    of graphs that no quantization lists.
+    of graphs that no quantization lists. ``faster`` says which sites kept their rounded inputs,
+    where a build was to keep those alone that are faster.
     """
 
     engines: tuple[EngineRow, ...]
@@ -83,3 +85,4 @@ class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str | msgspec.UnsetType = msgspec.UNSET
     targets: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     fp32_tensors: tuple[OverflowTensor, ...] | msgspec.UnsetType = msgspec.UNSET
+    faster: KeptIfFaster | msgspec.UnsetType = msgspec.UNSET

@@ -15,6 +15,7 @@ from ..workspace.files import recover_folder
 from ..workspace.manifest import Manifest, is_up_to_date
 from ..workspace.stage import PreparedStage, Reporter, package_versions
 from .facts import BuildFacts
+from .faster.engine_build import decided_build
 from .tensorrt.engine import EngineBuild, folder_name, target_groups
 from .tensorrt.preflight import estimate, require_room
 from .tensorrt.targets import Target
@@ -74,11 +75,14 @@ def prepare_groups(
             prepare()
             wide = () if risks is None else risks()
             listed = build.plan is None and risks is not None
+            with decided_build(build, folder) as own:
+                engines = own.write(group, folder, wide, reporter)
             return BuildFacts(
-                engines=build.write(group, folder, wide, reporter),
+                engines=engines,
                 gpu=of_gpu or msgspec.UNSET,
                 targets=tuple(target.sm for target in group),
                 fp32_tensors=tuple(wide) if listed else msgspec.UNSET,
+                faster=build.faster or msgspec.UNSET,
             )
 
         yield PreparedStage(folder, wanted, work)
@@ -95,6 +99,8 @@ def wanted_engines(
     options = msgspec.to_builtins(build.options)
     for key in NO_KEY:
         del options[key]
+    if build.faster is None:
+        del options["keep_if_faster"]
     options |= {"name": name, "targets": [target.sm for target in group]}
     if gpu:
         options["gpu"] = gpu

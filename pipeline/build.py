@@ -29,6 +29,7 @@ from ..workspace.stage import (
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
+    from ..engines.faster.facts import KeptIfFaster
     from ..engines.tensorrt.engine import EngineBuild
     from ..engines.tensorrt.targets import Target
 
@@ -127,14 +128,21 @@ class OpenBuild:
 
 
 def open_build(
-    workspace: Workspace, name: str, options: BuildOptions, reporter: Reporter
+    workspace: Workspace,
+    name: str,
+    options: BuildOptions,
+    reporter: Reporter,
+    faster: KeptIfFaster | None = None,
 ) -> OpenBuild:
     """Open what TensorRT engines are built from, whether or not a builder is there.
+
+    `faster` says which sites keep their rounded inputs, where that was decided before.
 
     Raises:
         BuildError: a size that the model does not take.
         WorkspaceError: an earlier stage was not run, or its folder was changed.
     """
+    from ..engines.faster.predicted import predict_faster
     from ..engines.tensorrt.engine import EngineBuild, overflow_risks
     from ..engines.tensorrt.profiles import graph_profiles
     from ..quantize.overflow import find_calibration
@@ -146,7 +154,21 @@ def open_build(
     model = Exported.open(workspace)
     profiles = graph_profiles(workspace, model.manifest, options)
     timings = workspace.folder("engines") if backend == "tensorrt" else None
-    build = EngineBuild(source, backend, options, plan, site_map, profiles, timings)
+    if plan is not None and faster is None:
+        faster = predict_faster(workspace, options, plan, site_map)
+    if faster and not faster.is_quantized:
+        source, manifest, plan = source_graphs(workspace, FP16)
+    build = EngineBuild(
+        source,
+        backend,
+        options,
+        plan,
+        site_map,
+        profiles,
+        timings,
+        faster=faster,
+        export=model.folder,
+    )
     watched = plan is None and options.half == "float16"
     calibrated = find_calibration(workspace, reporter) if watched else None
     read = [m for m in (manifest, model.manifest, calibrated) if m is not None]

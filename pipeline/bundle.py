@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..engines.facts import BuildFacts
 from ..errors import IntegrityError, WorkspaceError
 from ..extras import require_packages
 from ..families.variants import shipped_folder
@@ -128,13 +129,15 @@ def packed_kit(
     """Write a kit to a folder, for the shapes of the TensorRT engines that are packed beside it."""
     from ..engines.bundle.kit import kit_group, write_kit
 
-    options = BuildOptions(backend="tensorrt")
+    options, faster = BuildOptions(backend="tensorrt"), None
     built = [made.group.folder for made in groups if made.group.kind.startswith("tensorrt")]
     if built:
         made = read_manifest(workspace.root / built[0])
         own = {k: v for k, v in made.options.items() if k in BuildOptions.__struct_fields__}
-        options = with_changes(options, **own)
-    opened = open_build(workspace, name, options, reporter)
+        # What was decided for named GPUs is recorded; the targets of a manifest name none.
+        options = with_changes(options, **own | {"keep_if_faster": None})
+        faster = facts(made, BuildFacts).faster or None
+    opened = open_build(workspace, name, options, reporter, faster)
     model = model_name(workspace.manifest("export", stage="export"))
     write_kit(opened.build, model, name, opened.risks(), folder)
     return kit_group(opened.build, folder)

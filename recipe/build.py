@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from ..workspace.facts import CPU_BACKENDS
 from .base import COUNT, SIDE, Options
-from .descriptions import Groups, require_in_range, says
+from .descriptions import Groups, Range, require_in_range, says
 
+FACTOR = Range(1, 100)
 Backend = Literal["onnxruntime", "openvino", "cpu", "tensorrt_rtx", "tensorrt"]
 
 
@@ -15,7 +16,7 @@ class BuildOptions(Options, frozen=True, kw_only=True):
     """Say which engines of one back end are built."""
 
     GROUPS: ClassVar[Groups] = {
-        "Engines": ("backend", "fp16"),
+        "Engines": ("backend", "fp16", "keep_if_faster"),
         "TensorRT": (
             *("targets", "half", "image_size", "max_batch"),
             *("allow_unproved", "timing_cache"),
@@ -34,6 +35,14 @@ class BuildOptions(Options, frozen=True, kw_only=True):
         ),
     ] = ()
     fp16: Annotated[bool, says("Also build the engines of the unquantized graphs.")] = False
+    keep_if_faster: Annotated[
+        float | None,
+        says(
+            "Round the inputs of those sites alone that are more than so many times as fast with "
+            "it as without, 1.02 say: measured for onnxruntime, predicted for TensorRT's targets.",
+            FACTOR,
+        ),
+    ] = None
     half: Annotated[
         Literal["float16", "bfloat16"],
         says(
@@ -61,6 +70,11 @@ class BuildOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         require_in_range(self)
+        if self.keep_if_faster is not None and self.backend in ("openvino", "cpu"):
+            raise ValueError(
+                f"keep_if_faster times sites with ONNX Runtime, and {self.backend} runs them "
+                'otherwise: leave it out, or take backend = "onnxruntime"'
+            )
         if self.backend == "tensorrt_rtx" and not self.targets:
             raise ValueError(
                 "tensorrt_rtx compiles for named GPUs: give --target rtx4090 (in a recipe: "

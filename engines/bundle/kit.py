@@ -27,6 +27,7 @@ from ...workspace.files import atomic_write, decode_json, encode_json, sha256_fi
 from ...workspace.manifest import Manifest, write_manifest
 from ...workspace.stage import package_versions
 from ...workspace.verify import GENERATOR_FILE
+from ..faster.engine_build import decided_build
 from ..formats import precision_text
 from ..tensorrt.engine import EngineBuild
 from ..tensorrt.profiles import Profiles
@@ -52,13 +53,16 @@ def write_kit(
     build: EngineBuild, model: str, name: str, wide: Sequence[OverflowTensor], folder: Path
 ) -> None:
     """Write a kit's files to an empty folder; what makes or reads a tensor of `wide` stays FP32."""
-    for graph in build.profiles:
-        build.write_copy(graph, folder, wide)
+    source = build.source
+    with decided_build(build, folder) as decided:
+        for graph in build.profiles:
+            decided.write_copy(graph, folder, wide)
+    build = decided
     (folder / SITES_FILE).write_bytes(encode_json(build.site_map))
     if build.plan is not None:
         (folder / PLAN_FILE).write_bytes(encode_json(build.plan))
-    if (build.source / GENERATOR_FILE).is_file():
-        shutil.copyfile(build.source / GENERATOR_FILE, folder / GENERATOR_FILE)
+    if (source / GENERATOR_FILE).is_file():
+        shutil.copyfile(source / GENERATOR_FILE, folder / GENERATOR_FILE)
     kit = Kit(
         model=model,
         name=name,

@@ -25,6 +25,7 @@ from .float_outputs import worst_first
 from .integers import Ranges
 from .matmul_integer import MatMulIntegerPass, match_input
 from .qlinear_conv import QLinearConvPass
+from .weights import mark_expanded
 
 # Rounding outputs to uint8 adds about as much noise as the Q/DQ graph has.
 WORST_LOSS_DB = 8.0
@@ -85,6 +86,7 @@ def write_graph(
     start = time.perf_counter()
     model = read_graph(source / f"{graph}.onnx")
     rewritten = rewrite_graph(model, {name: r for name, r in ranges.items() if name not in left})
+    mark_expanded(model, rows=None)
     path = output / f"{graph}.onnx"
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     size = sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")))

@@ -21,7 +21,13 @@ from ...graph.weight_file import SharedWeights
 from ...numerics.noise import decibels
 from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS, TEACHER_FORCED, Generator
-from ...runtime.sessions.open import SLOW_OPTIMIZERS, fast_session, open_session, reference_session
+from ...runtime.sessions.open import (
+    SLOW_OPTIMIZERS,
+    expands_weights,
+    fast_session,
+    open_session,
+    reference_session,
+)
 from ...runtime.sessions.session import (
     Array,
     DeviceValue,
@@ -44,6 +50,7 @@ from .build import (
     output_ranges,
     rewrite_graph,
 )
+from .weights import expand_weights, has_fixed_shapes, mark_expanded, most_rows
 
 # Runs of a graph that are compared: of a RAR or PAR the first tokens, of a VAR all scales, of a
 # MAR the first passes and diffusions; of recorded ones as many.
@@ -71,6 +78,7 @@ def build_generator_engine(
     apart = [DECODER] if is_quantized(source / f"{DECODER}.onnx") and decoded.is_dir() else []
     graphs = [graph for graph in graphs if graph not in apart]
     rows, steps = [], len(graphs) + 2
+    fixed, most = has_fixed_shapes(export), most_rows(export)
     if apart:
         rows += build_engine(source, export, decoded, statistics, output, apart, progress=progress)
     with SharedWeights(output) as weights:
@@ -79,6 +87,10 @@ def build_generator_engine(
             start, before = time.perf_counter(), folder_bytes(output)
             model = read_graph(source / f"{graph}.onnx")
             rewritten = rewrite_graph(model, ranges)
+            if fixed:
+                expand_weights(model)
+            else:
+                mark_expanded(model, most.get(graph))
             weights.write(model, graph)
             size = folder_bytes(output) - before
             rows.append(engine_row(graph, rewritten, size, time.perf_counter() - start))
@@ -106,7 +118,10 @@ def folder_bytes(folder: Path) -> int:
 
 def checked_session(path: Path, threads: int) -> Session:
     """Open a graph of the engine as it is checked: optimized, but for what slows it down."""
-    return open_session(path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS)
+    fused = not expands_weights(path.read_bytes())
+    return open_session(
+        path, optimized=True, threads=threads, disabled=SLOW_OPTIMIZERS, fused=fused
+    )
 
 
 def check_loop(

@@ -27,10 +27,17 @@ def predict_model(
         BuildError: a size that the model does not take, or a shape that is not known.
         WorkspaceError: nothing was exported, or, of graphs of one's own, calibrated.
     """
+    calls, graphs = model_calls(workspace, images, image_size)
+    return predict(calls, graphs, load_sites(workspace.folder("export")), machine, images)
+
+
+def model_calls(
+    workspace: Workspace, images: int, image_size: int | None = None
+) -> tuple[list[GraphCall], dict[str, GraphShapes]]:
+    """Return what a batch runs, as `predict_model` says, and the graphs with their shapes."""
     export, exported = require_outputs(workspace, "export", stage="export")
     if kind_of(exported) == "generator":
-        calls, graphs = generator_calls(export, images)
-        return predict(calls, graphs, load_sites(export), machine, images)
+        return generator_calls(export, images)
     if image_size is None and kind_of(exported) == "tokenizer":
         image_size = tokenizer_of(exported).image_size
     options = BuildOptions(image_size=image_size or BuildOptions().image_size, max_batch=images)
@@ -40,4 +47,4 @@ def predict_model(
     for name, inputs in profiles.items():
         axes = graphs[name].axes({value: most for value, (_, _, most) in inputs.items()})
         calls.append(GraphCall(name, tuple(sorted(axes.items())), 1))
-    return predict(calls, graphs, load_sites(export), machine, images)
+    return calls, graphs

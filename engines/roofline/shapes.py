@@ -122,7 +122,12 @@ class GraphShapes:
 
 
 def dims(value: onnx.ValueInfoProto) -> tuple[Dim, ...]:
-    """Return a tensor's sizes: numbers, names of axes, or expressions of them."""
+    """Return a tensor's sizes: numbers, names of axes, or expressions of them.
+
+    Of a tensor whose rank is not known that is one size, which is not either.
+    """
+    if not value.type.tensor_type.HasField("shape"):
+        return ("?",)
     return tuple(
         dim.dim_param or "?" if not dim.HasField("dim_value") else int(dim.dim_value)
         for dim in value.type.tensor_type.shape.dim

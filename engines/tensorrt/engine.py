@@ -20,6 +20,7 @@ from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter
 from ...workspace.workspace import Workspace
 from ..facts import EngineRow, SiteException
+from ..faster.facts import KeptIfFaster
 from ..formats import is_fp8, precision_text, required_formats
 from .build import TimingCache
 from .context_model import write_context_models
@@ -97,7 +98,8 @@ class EngineBuild:
 
     `source` has the graphs of `profiles`, in the order that they are built; where `is_half` they
     are half-precision copies already. The folder of `timing_cache` has TensorRT's timings of
-    kernels, a file for each GPU.
+    kernels, a file for each GPU. `faster` says which sites keep their rounded inputs, all where it
+    is None; the FP32 graphs are in `export`.
     """
 
     source: Path
@@ -108,6 +110,8 @@ class EngineBuild:
     profiles: Mapping[str, Profiles]
     timing_cache: Path | None = None
     is_half: bool = False
+    faster: KeptIfFaster | None = None
+    export: Path | None = None
 
     def write(
         self,

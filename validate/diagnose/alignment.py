@@ -24,10 +24,10 @@ from ...graph.linears import LINEAR_OPS, site_node, site_weight
 from ...graph.sites import FoldPart, Site, by_input
 from ...numerics.qparams import input_offset
 from ...numerics.scheme import SitePlan
+from ...quantize.chains import Ends, ends_of
 from ...quantize.fold import change, fold_into_norm, folds_scale, folds_shift
 from ...quantize.fold_check import AppliedFold
 from ...workspace.files import open_tensors
-from .chains import Ends, ends_of
 
 Floats = NDArray[np.float32]
 Tables = Mapping[str, NDArray[np.generic]]

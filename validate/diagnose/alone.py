@@ -18,10 +18,10 @@ from ...graph.builder import add_node, constant
 from ...graph.io import graph_bytes, load_graph
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
+from ...quantize.chains import Chain, copy_chain, current_values, find_chain
 from ...runtime.sessions.open import open_session
 from ...samples.files import Array
 from .alignment import AlignedGraph
-from .chains import Chain, copy_chain, current_values, find_chain
 from .noise import BucketedNoise, buckets_of, numbers_of
 
 MOST_PART = 2**30  # bytes of constants in one changed graph, which holds 2 GB

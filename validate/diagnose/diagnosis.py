@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ...graph.sites import Site
 from ...numerics.scheme import SitePlan
+from ...quantize.chains import Chain, find_chain
 from ...samples.files import Array
 from .accumulated import measure_accumulated
 from .alignment import AlignedGraph, align
 from .alone import MOST_PART, Alone, AloneMeasurement, parts_of, quantized_chains
-from .chains import Chain, find_chain
 from .feeds import SavedFeeds
 from .noise import BucketedNoise
 from .scales import BetterScale, better_scales

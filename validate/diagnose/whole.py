@@ -18,12 +18,12 @@ from ...graph.builder import constant
 from ...graph.io import graph_bytes, load_graph
 from ...graph.passes import remove_unused
 from ...graph.sites import Site
+from ...quantize.chains import Chain, find_chain, replace, switch
 from ...quantize.search.sensitivity import target_outputs
 from ...runtime.sessions.open import open_session
 from ...runtime.sessions.session import Session
 from ...samples.files import Array
 from .alignment import AlignedGraph
-from .chains import Chain, find_chain, replace, switch
 from .noise import BucketedNoise
 
 Feeds = Callable[[], Iterable[dict[str, Array]]]

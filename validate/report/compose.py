@@ -66,11 +66,13 @@ def compose_report(
     manifests whose options the report has. `recipe` is that of the workspace's last run, which the
     report has if it is of this quantization and asked for the same.
     """
+    builds = {key: facts(built, BuildFacts) for key, built in engines.items()}
     rows = [
         executed_row(row) if key == executed.key else row
-        for key, built in engines.items()
-        for row in facts(built, BuildFacts).engines
+        for key, built in builds.items()
+        for row in built.engines
     ]
+    faster = {key: built.faster for key, built in builds.items() if built.faster}
     stages = list(stages)
     options = {stage.stage: stage.options for stage in stages}
     read = {key: value for stage in stages for key, value in stage.inputs.items()}
@@ -106,6 +108,7 @@ def compose_report(
         ),
         caches=quantized.caches or (),
         memory=measured.memory,
+        kept_if_faster=faster or msgspec.UNSET,
     )
     return msgspec.structs.replace(report, figures=figures(report))
 

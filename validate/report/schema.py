@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from ...engines.facts import EngineRow
+from ...engines.faster.facts import KeptIfFaster
 from ...errors import WorkspaceError
 from ...quantize.facts import CacheRow, SiteRow
 from ..download import SIZE_NOTE, Download
@@ -111,7 +112,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ran on the CPU instead. ``memory`` is by candidate, of FP32 too. ``figures`` has each metric
     with its interval, by candidate and name. ``options`` are those of each stage, ``recipe`` the
     one that `run` followed, if it is this one. ``networks`` has the sha256 of those that measured,
-    by option.
+    by option. ``kept_if_faster`` says by engine folder which sites keep their rounded inputs, where
+    those alone do that are faster so.
     """
 
     schema: Literal["arvg-trt/report/v2"] = "arvg-trt/report/v2"
@@ -139,6 +141,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     networks: dict[str, str] = {}
     recipe: dict[str, Any] | None = None
     environment: Environment | None = None
+    kept_if_faster: dict[str, KeptIfFaster] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         for candidate, result in self.accuracy.items():

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ...calibrate.observers.reduce import values_by_name
-from ...errors import WorkspaceError
-from ...graph.builder import constant, constant_array
-from ...graph.linears import LINEAR_OPS, site_node
-from ...graph.sites import Site
+from ..calibrate.observers.reduce import values_by_name
+from ..errors import WorkspaceError
+from ..graph.builder import constant, constant_array
+from ..graph.linears import LINEAR_OPS, site_node
+from ..graph.sites import Site
 
 ROUNDS = ("QuantizeLinear", "DequantizeLinear")
 Lookup = Callable[[str], ir.Value]

@@ -1,0 +1,1 @@
+"""Keep the rounded inputs of those sites alone that are faster with them."""
