@@ -1,6 +1,6 @@
 """Decide how products in float read weights of few bits: expanded, or packed in each run.
 
-Measured with ONNX Runtime 1.31 on one thread of a processor with AVX2, in times of FP32 (least of
+Measured with ONNX Runtime 1.31 on one thread of a processor with VNNI, in times of FP32 (least of
 25 rounds, 1024x1024 and 1024x4096): INT8 packed takes 11 to 15 at one row, 10 at eight, 1.5 at 256;
 INT4 in blocks 0.6 to 1.2 at one row, 1.25 to 3.2 at two, 1.1 at 64, 1.0 at 256. So INT8 is always
 expanded when a graph is opened, and INT4 where a run has more than one row.
