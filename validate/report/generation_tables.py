@@ -113,8 +113,15 @@ def _forced(report: Report) -> Table:
     return _measured(report, ROWS, reference, title="The same tokens given to both")
 
 
+def same_seed_caption(report: Report) -> str:
+    """Return how images of one seed come to differ; empty for what is no generator."""
+    if not report.generation:
+        return ""
+    return OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS
+
+
 def _images(report: Report) -> Table:
-    caption = OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS
+    caption = same_seed_caption(report)
     return _measured(report, IMAGE_ROWS, {}, title="Images of the same seeds", caption=caption)
 
 

@@ -55,6 +55,8 @@ def interval_table(report: Report) -> Table:
         ),
         caption="Of samples like these: an interval says nothing of other data.",
         folded=True,
+        filters=("Of",),
+        nouns="figures",
     )
 
 

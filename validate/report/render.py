@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import WorkspaceError
 from ..download import largest_part
@@ -16,25 +13,19 @@ from ..formats import DB, MS, SHARE, SSIM, TIMES, size
 from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
 from .cells import CANDIDATES
+from .charts.latency import latency_charts
+from .charts.positions import position_charts
 from .files import encode_report
 from .gates import metric_of
-from .generation_tables import generator_key_figures
+from .generation_tables import generator_key_figures, same_seed_caption
 from .junit import junit
 from .notes import noun, report_notes
-from .page import Badge, Image, ImageRow, KeyFigure, Page, to_html, to_markdown
-from .schema import ENGINE, QDQ, SYNTHETIC, Report, Sizes, metrics
+from .page import Badge, KeyFigure, Page, to_html, to_markdown
+from .pictures.compared import CAPTION, image_rows
+from .schema import QDQ, SYNTHETIC, Report, Sizes, metrics
 from .site_tables import site_charts
 from .spread import INCONCLUSIVE, figures, inconclusive_metrics
 from .tables import report_tables
-
-DIFFERENCE_FACTOR = 8
-
-
-def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return |a - b| times DIFFERENCE_FACTOR, clamped to 255; uint8 images of one shape."""
-    gap = np.abs(a.astype(np.int16) - b.astype(np.int16)) * DIFFERENCE_FACTOR
-    clamped: NDArray[np.uint8] = np.minimum(gap, 255).astype(np.uint8)
-    return clamped
 
 
 def write_report(
@@ -66,12 +57,9 @@ def report_page(report: Report, pictures: Sequence[ComparedImage]) -> Page:
         verdict=_verdict(report),
         warnings=_warnings(report),
         key_figures=_key_figures(report),
-        image_rows=_generated_image_rows(report, pictures)
-        if report.generation
-        else tuple(_image_row(i, p) for i, p in enumerate(pictures)),
-        image_rows_caption=f"Difference: |quantized \u2212 FP32| times {DIFFERENCE_FACTOR}, "
-        "clamped; black is no difference.",
-        charts=site_charts(report),
+        image_rows=image_rows(pictures),
+        image_rows_caption=f"{CAPTION} {same_seed_caption(report)}".rstrip() if pictures else "",
+        charts=(*site_charts(report), *position_charts(report), *latency_charts(report)),
         tables=report_tables(report),
         notes=report_notes(report),
     )
@@ -205,50 +193,4 @@ def _size_key_figure(sizes: Sizes) -> KeyFigure:
         value=f"{TIMES(sizes.download_compression)} smaller",
         detail=f"{size(sizes.fp32_running_bytes)} to {size(shipped.bytes)}, "
         f"{largest_part(shipped)}; runs expanded, {TIMES(sizes.compression)} smaller: {runs}",
-    )
-
-
-def _image_row(index: int, picture: ComparedImage) -> ImageRow:
-    stem = stem_of(index, picture)
-    shown = next((c for c in (ENGINE, QDQ) if c in picture.candidates), None)
-    images = [Image("FP32", f"{stem}-fp32.png", picture.reference)]
-    if picture.original is not None:
-        images.insert(0, Image("Original", f"{stem}-original.png", picture.original))
-    if shown is not None:
-        quantized = picture.candidates[shown]
-        gap = difference(picture.reference, quantized)
-        images += [
-            Image(f"Quantized: {CANDIDATES[shown]}", f"{stem}-{shown}.png", quantized),
-            Image(f"Difference \u00d7{DIFFERENCE_FACTOR}", f"{stem}-difference.png", gap),
-        ]
-    return ImageRow(picture.name, tuple(images))
-
-
-def stem_of(index: int, picture: ComparedImage) -> str:
-    return f"samples/{index:03d}-" + re.sub(r"[^A-Za-z0-9_-]+", "_", picture.name)
-
-
-def _generated_image_rows(
-    report: Report, pictures: Sequence[ComparedImage]
-) -> tuple[ImageRow, ...]:
-    """Return rows of FP32's images, each candidate's, and how the headline's differ."""
-    if not pictures:
-        return ()
-    rows = {"fp32": ("FP32", [p.reference for p in pictures])}
-    for key, title in CANDIDATES.items():
-        if key in pictures[0].candidates:
-            rows[key] = (title, [p.candidates[key] for p in pictures])
-    shown = report.headline
-    if shown in rows:
-        gaps = [difference(p.reference, p.candidates[shown]) for p in pictures]
-        rows["difference"] = (f"Difference of the last \u00d7{DIFFERENCE_FACTOR}", gaps)
-    return tuple(
-        ImageRow(
-            title,
-            tuple(
-                Image(p.name.split(", ")[-1], f"{stem_of(k, p)}-{key}.png", image)
-                for k, (p, image) in enumerate(zip(pictures, images, strict=True))
-            ),
-        )
-        for key, (title, images) in rows.items()
     )
