@@ -108,7 +108,7 @@ def prepare_validation(
         measured = measurement.run(folders, reporter.progress, executed.device)
         for text in measured.fallbacks:
             reporter.warn(text)
-        download, memory = measure_shipped(model, folders, options, executed.device, reporter)
+        download, starts = measure_shipped(model, folders, options, executed.device, reporter)
         report = compose_report(
             model,
             name,
@@ -120,7 +120,7 @@ def prepare_validation(
             engines=engines,
             executed=executed,
             download=download,
-            memory=memory,
+            starts=starts,
             stages=(model.manifest, calibration, manifest, wanted),
             recipe=last_recipe(workspace.root),
         )
@@ -133,12 +133,15 @@ def prepare_validation(
             for opinion in opinions:
                 if not opinion.agrees:
                     reporter.warn(f"{opinion.graph}: Polygraphy's outputs are not those here")
+        if report.busy:
+            reporter.warn(f"timed on a busy machine, {report.busy}: speeds may not repeat")
         report = judged(report, gates)
         write_report(folder, report, measured.pictures, time.monotonic() - start)
         return ValidationFacts(
             metrics=finite_metrics(report),
             inconclusive=inconclusive_metrics(report),
             download=download.line,
+            busy=report.busy,
         )
 
     return PreparedStage(workspace.folder("validate", name), wanted, work)

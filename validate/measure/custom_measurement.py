@@ -15,9 +15,10 @@ from ...samples.base import SampleSource
 from ...samples.files import GraphChain
 from ...samples.sources import held_out_arrays
 from ...workspace.facts import Exported, custom_graphs
+from ..machine.watch import MachineLoad
 from ..metrics.outputs import measure_outputs
 from ..report.schema import ENGINE, LatencyRow, Part
-from .measurement import Folders, Measurements, Progress, timed
+from .measurement import Folders, Measurements, Progress, timed, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +69,16 @@ class CustomMeasurement:
             lambda done: progress("validating samples", done, len(self.names)),
         )
         latency: dict[Part, LatencyRow] = {}
+        machine: MachineLoad | None = None
         if ENGINE in chains and self.options.rounds:
             sample = next(self.arrays.feeds())
             fp32 = open_placed(export)
             pair = {"fp32": lambda: fp32.run(sample), ENGINE: lambda: chains[ENGINE].run(sample)}
             shape = next(iter(sample.values())).shape
-            latency = {"total": timed(pair, shape, self.options)}
+            with watch(device) as watched:
+                latency = {"total": timed(pair, shape, self.options)}
+            machine = watched.found
         engine = chains[ENGINE].sessions.values() if ENGINE in chains else ()
-        return Measurements(outputs=outputs, latency=latency, fallbacks=fallbacks(engine))
+        return Measurements(
+            outputs=outputs, latency=latency, machine=machine, fallbacks=fallbacks(engine)
+        )

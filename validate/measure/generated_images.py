@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
+from ...runtime.generator import Generated
+from ...runtime.images import from_model
+from ...runtime.sessions.session import Session
+from ...samples.decoded import MakeFeeds
 from ..metrics.frechet import frechet_distance
 from ..metrics.image import SSIM_WINDOW, none_if_infinite, psnr, ssim
 from ..metrics.summary import Summary
@@ -184,3 +188,15 @@ def require_alike(candidate: str, name: str, fp32: Batch, own: Batch) -> None:
             where=name,
             do="compare graphs of the same model",
         )
+
+
+def decoded_images(feeds: MakeFeeds, decoder: Session, tokens: NDArray[Any]) -> Images:
+    """Return the images uint8 [B, H, W, 3] of tokens [B, L] or latents [B, c, h, w]."""
+    images = decoder.run(feeds(tokens))["image"][: len(tokens)].astype(np.float32)
+    return np.stack([from_model(image[None]) for image in images])
+
+
+def batches(made: Iterator[Generated]) -> Iterator[Batch]:
+    """Yield the images and tokens of what a generator made."""
+    for batch in made:
+        yield batch.images, batch.tokens

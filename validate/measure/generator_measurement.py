@@ -8,11 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
@@ -21,13 +18,12 @@ from ...quantize.facts import QuantizationFacts
 from ...recipe.validate import ValidateOptions
 from ...runtime.families import SPEC_FILE
 from ...runtime.folders import opener
-from ...runtime.generator import Generated, Generator, choose_sampling
-from ...runtime.images import from_model
+from ...runtime.generator import Generator, choose_sampling
 from ...runtime.sessions.open import fast_session, reference_session
-from ...runtime.sessions.session import OpenSession, Session
+from ...runtime.sessions.session import OpenSession
 from ...runtime.spec import DECODER, TEACHER_FORCED, GeneratorSpec
 from ...samples.base import SampleSource
-from ...samples.decoded import MakeFeeds, decoder_feeds
+from ...samples.decoded import decoder_feeds
 from ...samples.encoded import EncodedImages
 from ...samples.generated import GeneratedSamples
 from ...samples.sources import held_out_images
@@ -35,14 +31,22 @@ from ...workspace.facts import Exported, facts
 from ...workspace.files import decode_json
 from ...workspace.manifest import MANIFEST, Manifest
 from ..generation_memory import GenerationMemory, generation_memory
+from ..machine.watch import MachineLoad
 from ..metrics.latency import ratio, timed_parts
 from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import Pair, open_pairs
 from ..report.schema import ENGINE, FP32, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import open_features
-from .generated_images import Batch, Decode, Features, Images, measure_generated_images
+from .generated_images import (
+    Decode,
+    Features,
+    Images,
+    batches,
+    decoded_images,
+    measure_generated_images,
+)
 from .generator_accuracy import GeneratorAccuracy
-from .measurement import Folders, Measurements, Progress
+from .measurement import Folders, Measurements, Progress, watch
 from .teacher_forcing import measure_teacher_forced
 from .teacher_forcing_runs import TeacherForcing, TokenForcing, TrajectoryForcing, compared_graphs
 
@@ -156,9 +160,11 @@ class GeneratorMeasurement:
             for name in folders
             if name in found or name in pictures
         }
+        latency, machine = self._latency(generators.get(ENGINE), device)
         return Measurements(
             generation=generation,
-            latency=self._latency(generators.get(ENGINE), device),
+            latency=latency,
+            machine=machine,
             memory=self._memory(folders, generators, device),
             pictures=kept,
             picture_names=names,
@@ -167,21 +173,24 @@ class GeneratorMeasurement:
             fallbacks=generators[ENGINE].fallbacks if ENGINE in generators else (),
         )
 
-    def _latency(self, engine: Generator | None, device: str) -> dict[Part, LatencyRow]:
+    def _latency(
+        self, engine: Generator | None, device: str
+    ) -> tuple[dict[Part, LatencyRow], MachineLoad | None]:
         """Time the loops of FP32 and the engine in turn, a batch of images a round.
 
         The engine is the one that made the images: a second would take its memory twice.
         """
         if engine is None or not self.options.rounds:
-            return {}
+            return {}, None
         generators = {"fp32": self._open(ENGINE, self.export, device), ENGINE: engine}
         labels = self.generated.labels[: self.options.batch_size]
-        found = timed_parts(
-            {name: partial(timed_loop, made, labels) for name, made in generators.items()},
-            warmup=self.options.warmup,
-            rounds=self.options.rounds,
-        )
-        return {
+        with watch(device) as watched:
+            found = timed_parts(
+                {name: partial(timed_loop, made, labels) for name, made in generators.items()},
+                warmup=self.options.warmup,
+                rounds=self.options.rounds,
+            )
+        rows: dict[Part, LatencyRow] = {
             part: LatencyRow(
                 fp32=times["fp32"],
                 engine=times[ENGINE],
@@ -193,6 +202,7 @@ class GeneratorMeasurement:
             )
             for part, times in found.items()
         }
+        return rows, watched.found
 
     def _memory(
         self, folders: Folders, generators: Mapping[str, Generator], device: str
@@ -265,17 +275,6 @@ def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]
     )
     end = time.perf_counter()
     return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}
-
-
-def decoded_images(feeds: MakeFeeds, decoder: Session, tokens: NDArray[Any]) -> Images:
-    """Return the images uint8 [B, H, W, 3] of tokens [B, L] or latents [B, c, h, w]."""
-    images = decoder.run(feeds(tokens))["image"][: len(tokens)].astype(np.float32)
-    return np.stack([from_model(image[None]) for image in images])
-
-
-def batches(made: Iterator[Generated]) -> Iterator[Batch]:
-    for batch in made:
-        yield batch.images, batch.tokens
 
 
 def with_full_half_precision(export: Path, folders: Folders, made: Path) -> Folders:

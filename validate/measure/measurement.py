@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ...recipe.validate import ValidateOptions
+from ...runtime.devices import this_device
+from ...runtime.sessions.placement import gpu_of
 from ...samples.base import SampleSource
 from ..generation_memory import GenerationMemory
+from ..machine.watch import MachineLoad, Watch
 from ..metrics.latency import interleaved, ratio
 from ..metrics.outputs import OutputAccuracy
 from ..report.schema import ENGINE, LatencyRow, Part
@@ -26,7 +29,8 @@ class Measurements:
 
     `accuracy` is of an image tokenizer, `outputs` of a user's own graphs, `generation` of a
     generator, with the names and classes of the images that it generated and how, and the `memory`
-    that FP32 and the headline take meanwhile. `fallbacks` say what of the engine ran on the CPU
+    that FP32 and the headline take meanwhile. `machine` says what else ran while `latency` was
+    timed. `fallbacks` say what of the engine ran on the CPU
     instead of the GPU.
     """
 
@@ -38,6 +42,7 @@ class Measurements:
     picture_names: tuple[str, ...] = ()
     sampling: dict[str, float] = field(default_factory=dict)
     classes: tuple[int, ...] = ()
+    machine: MachineLoad | None = None
     fallbacks: tuple[str, ...] = ()
     memory: dict[str, GenerationMemory] = field(default_factory=dict)
 
@@ -73,6 +78,11 @@ class Measurement(Protocol):
             AccuracyError: values that are not finite, or of another shape than FP32's.
         """
         ...
+
+
+def watch(device: str) -> Watch:
+    """Return what watches the machine, and the GPU that is used, while rounds are timed."""
+    return Watch(gpu_of(device, this_device()))
 
 
 def timed(

@@ -28,7 +28,7 @@ FOLDER = "second-opinion"  # of the report's folder, with a file of feeds a grap
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
 
-class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SecondOpinion(msgspec.Struct, frozen=True, kw_only=True):
     """Compare a graph's outputs in our session with those in Polygraphy's runner, fed alike.
 
     ``max_error`` is the largest absolute difference of any output.

@@ -51,7 +51,7 @@ class Codec(Protocol):
         ...
 
 
-class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Compare one quantized tokenizer with the originals and with FP32, on the same images.
 
     ``psnr``, ``ssim``: reconstruction against the original; ``*_reference``: the same of FP32;

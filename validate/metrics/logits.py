@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 LIKELIEST = 5
 
 
-class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Compare a candidate's next-token distributions with FP32's, at ``positions`` of them.
 
     ``kl`` is KL(FP32 || candidate) in nats a position. ``top1`` is the share of positions whose

@@ -19,12 +19,14 @@ from ...workspace.facts import Exported, facts, model_name
 from ...workspace.manifest import Manifest
 from ...workspace.stage import package_versions
 from ..download import GENERATOR_SIZE_NOTE, SIZE_NOTE, Download
+from ..intervals.timing import percentiles, rates
+from ..machine.start import Starts
 from ..measure.candidates import Executed
 from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
 from .calibration import Calibration
-from .gates import Gate, evaluate
+from .gates import Gate, GateResult, evaluate, metric_of
 from .schema import (
     HALF_PRECISION,
     SYNTHETIC,
@@ -35,7 +37,7 @@ from .schema import (
     metrics,
     sizes,
 )
-from .spread import figure, figures
+from .spread import busy_text, figure, figures
 
 
 def finite_metrics(report: Report) -> dict[str, float]:
@@ -55,14 +57,14 @@ def compose_report(
     engines: Mapping[str, Manifest],
     executed: Executed,
     download: Download | None = None,
-    memory: dict[str, int] | None = None,
+    starts: Mapping[str, Starts] | None = None,
     stages: Iterable[Manifest] = (),
     recipe: Recipe | None = None,
 ) -> Report:
     """Return the report of the quantization `name`, with intervals and without gates.
 
     `samples` are the names of those that were measured, `folders` those of the candidates;
-    `download` and `memory` were measured of the one that the report is about. `stages` are the
+    `download` and `starts` were measured of the one that the report is about. `stages` are the
     manifests whose options the report has. `recipe` is that of the workspace's last run, which the
     report has if it is of this quantization and asked for the same.
     """
@@ -89,11 +91,15 @@ def compose_report(
             classes=measured.classes,
         ),
         calibration=Calibration.of(calibrated),
-        sizes=report_sizes(model, folders, quantized, download, memory),
+        sizes=report_sizes(model, folders, quantized, download, peaks(starts or {})),
         accuracy=measured.accuracy,
         outputs=measured.outputs,
         generation=measured.generation,
         latency=measured.latency,
+        percentiles=percentiles(measured.latency),
+        rates=rates(measured.latency, "samples" if measured.outputs else "images"),
+        starts=dict(starts or {}),
+        machine=measured.machine,
         engines=tuple(rows),
         ran={} if executed.key is None else {executed.key: executed.provider},
         fallbacks=measured.fallbacks,
@@ -111,9 +117,16 @@ def compose_report(
 
 
 def judged(report: Report, gates: Iterable[Gate]) -> Report:
-    """Return the report with what its gates found."""
+    """Return the report with what its gates found; one on a time says if the machine was busy."""
     found = evaluate(gates, metrics(report), lambda name, level: figure(report, name, level))
-    return msgspec.structs.replace(report, gates=tuple(found))
+    results = (with_reason(gate, busy_text(report, metric_of(gate.expression))) for gate in found)
+    return msgspec.structs.replace(report, gates=tuple(results))
+
+
+def with_reason(gate: GateResult, more: str) -> GateResult:
+    """Return a gate's result that says something more; nothing else of it changes."""
+    reason = "; ".join(text for text in (gate.reason, more) if text)
+    return msgspec.structs.replace(gate, reason=reason or None)
 
 
 def followed(
@@ -132,6 +145,13 @@ def followed(
             return None
     text: dict[str, Any] = msgspec.to_builtins(recipe)
     return text
+
+
+def peaks(starts: Mapping[str, Starts]) -> dict[str, int]:
+    """Return the most bytes of memory that each candidate took, as far as the system tells."""
+    return {
+        name: found.memory_bytes for name, found in starts.items() if found.memory_bytes is not None
+    }
 
 
 def executed_row(row: EngineRow) -> EngineRow:

@@ -21,7 +21,7 @@ from ..metrics.logits import perplexity
 from .cells import CANDIDATES, SHORT
 from .interval_tables import column_title, headline_interval
 from .page import KeyFigure, Table
-from .schema import FP32, LatencyRow, Report, metrics
+from .schema import FP32, Report, metrics
 
 ROWS: tuple[tuple[str, str, Format], ...] = (
     ("Divergence of the logits, KL a token", "kl", NATS),
@@ -169,18 +169,6 @@ def _each_image(report: Report) -> Table:
     )
 
 
-def rates(report: Report) -> Table:
-    """Return what a generator makes in a second, by the median rounds."""
-    tokens, total = report.latency.get("tokens"), report.latency.get("total")
-    rows = []
-    if tokens is not None and total is not None and tokens.tokens is not None:
-        rows = [
-            ("Tokens a second, without the image decoder", *per_second(tokens, tokens.tokens)),
-            ("Images a second", *per_second(total, total.batch)),
-        ]
-    return Table(title="Rates", header=("What", "FP32", "Engine"), rows=tuple(rows))
-
-
 def memory_table(report: Report) -> Table:
     """Return what an image takes in memory while a batch is made, beside weights."""
     names = {FP32: "FP32", **CANDIDATES}
@@ -216,12 +204,6 @@ def cache_table(report: Report) -> Table:
         caption="Rounding alone, on samples that scales were not fitted to.",
         folded=True,
     )
-
-
-def per_second(row: LatencyRow, count: int) -> tuple[str, str]:
-    """Return the rates of FP32 and the engine, where a round makes `count`."""
-    fp32, engine = (f"{1000 * count / times.p50_ms:.4g}" for times in (row.fp32, row.engine))
-    return fp32, engine
 
 
 def generator_key_figures(report: Report) -> list[KeyFigure]:

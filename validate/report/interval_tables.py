@@ -16,6 +16,7 @@ METHODS = {
     "percentile": "bootstrap, percentiles",
     "t": "Student's t, few samples",
     "exact": "exact, of a share",
+    "order": "between two of the samples",
 }
 
 

@@ -22,9 +22,9 @@ from .junit import junit
 from .notes import noun, report_notes
 from .page import Badge, KeyFigure, Page, to_html, to_markdown
 from .pictures.compared import CAPTION, image_rows
-from .schema import QDQ, SYNTHETIC, Report, Sizes, metrics
+from .schema import FP32, QDQ, SYNTHETIC, Report, Sizes, metrics
 from .site_tables import site_charts
-from .spread import INCONCLUSIVE, figures, inconclusive_metrics
+from .spread import INCONCLUSIVE, busy_text, figures, inconclusive_metrics
 from .tables import report_tables
 
 
@@ -90,6 +90,8 @@ def _verdict(report: Report) -> Badge:
     plain = [gate for gate in report.gates if gate.n is None]
     chance = sum(metric_of(gate.expression) in doubtful for gate in plain)
     open_text = f", {chance} on an {INCONCLUSIVE} figure" if chance else ""
+    busy = sum(bool(busy_text(report, metric_of(gate.expression))) for gate in report.gates)
+    open_text += f", {busy} timed on a busy machine" if busy else ""
     passed = "its gate" if count == 1 else f"all {count} gates"
     return Badge(f"Passed: {passed}{open_text}", "good")
 
@@ -104,6 +106,8 @@ def _warnings(report: Report) -> tuple[str, ...]:
         )
     if SYNTHETIC in report.data.calibration:
         warnings.append(f"Calibrated on synthetic noise, not on {noun(report)}.")
+    if report.busy:
+        warnings.append(f"Timed on a busy machine: {report.busy}. Speeds may not repeat.")
     if report.headline == QDQ:
         warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
     return tuple(warnings)
@@ -157,11 +161,34 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
             KeyFigure(
                 label="Speed against FP32",
                 value=INCONCLUSIVE if doubtful else ratio,
-                detail=f"{ratio}, {times}" if doubtful else times,
-                level="warn" if doubtful or total.speed.verdict == "slower" else "plain",
+                detail=(f"{ratio}, {times}" if doubtful else times) + _busy_detail(report),
+                level="warn"
+                if doubtful or report.busy or total.speed.verdict == "slower"
+                else "plain",
             )
         )
-    return tuple(figures)
+    return (*figures, *_start_key_figure(report))
+
+
+def _busy_detail(report: Report) -> str:
+    return f"; busy: {report.busy}" if report.busy else ""
+
+
+def _start_key_figure(report: Report) -> tuple[KeyFigure, ...]:
+    """Return how long the headline candidate takes from nothing to its first image."""
+    own, fp32 = report.starts.get(report.headline or ""), report.starts.get(FP32)
+    if own is None or fp32 is None or own.first_median is None or fp32.first_median is None:
+        return ()
+    parts = [f"FP32 {MS(fp32.load_median + fp32.first_median)}"]
+    if own.memory_bytes is not None and fp32.memory_bytes is not None:
+        parts.append(f"memory {size(own.memory_bytes)}, FP32's {size(fp32.memory_bytes)}")
+    return (
+        KeyFigure(
+            label="Start to first image",
+            value=MS(own.load_median + own.first_median),
+            detail="; ".join(parts),
+        ),
+    )
 
 
 def _drop_text(drop: str, doubtful: bool) -> str:

@@ -103,7 +103,7 @@ def test_markdown_tables_have_a_cell_for_every_column(
     made = make_report(gates=GATES)
     write_report(tmp_path, made.report, made.pictures)
     blocks = re.findall(r"(?:^\|.*\n)+", (tmp_path / "report.md").read_text(), re.MULTILINE)
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     for block in blocks:
         columns = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(columns) == 1, block
