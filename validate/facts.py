@@ -13,13 +13,14 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``inconclusive`` names those that may be chance: drops on too few or too different images,
     speedups whose rounds spread as far as they differ. ``download`` says what
     ``download_compression`` is of, "" where it was not measured; ``busy`` what others did on a busy
-    machine while rounds were timed.
+    machine while rounds were timed; ``opinions`` is the line on second opinions.
     """
 
     metrics: dict[str, float]
     inconclusive: tuple[str, ...] = ()
     download: str = ""
     busy: str = ""
+    opinions: str = ""
 
 
 # What stands in front of a figure, and behind it.

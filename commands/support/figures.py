@@ -22,6 +22,8 @@ def print_figures(validated: StageResult) -> None:
     found = facts(validated.manifest, ValidationFacts)
     click.echo(summary(found))
     click.echo(download_line(found))
+    if found.opinions:
+        click.echo(found.opinions)
     for gate in load_report(validated.folder).gates:
         click.echo(gate_line(gate, found))
     click.echo(str(validated.folder / "report.html"))

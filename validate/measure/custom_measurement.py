@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ...recipe.validate import ValidateOptions
@@ -17,6 +18,7 @@ from ...samples.sources import held_out_arrays
 from ...workspace.facts import Exported, custom_graphs
 from ..machine.watch import MachineLoad
 from ..metrics.outputs import measure_outputs
+from ..opinion.feeds import SAMPLES, Feeds, chain_feeds
 from ..report.schema import ENGINE, LatencyRow, Part
 from .measurement import Folders, Measurements, Progress, timed, watch
 
@@ -80,5 +82,16 @@ class CustomMeasurement:
             machine = watched.found
         engine = chains[ENGINE].sessions.values() if ENGINE in chains else ()
         return Measurements(
-            outputs=outputs, latency=latency, machine=machine, fallbacks=fallbacks(engine)
+            outputs=outputs,
+            latency=latency,
+            machine=machine,
+            fallbacks=fallbacks(engine),
+            feeds=self._feeds(graphs),
         )
+
+    def _feeds(self, graphs: Sequence[str]) -> Feeds:
+        """Return what the graphs are fed with the first samples, for a second opinion."""
+        if not self.options.second_opinion:
+            return {}
+        chain = GraphChain.open(self.model.folder, graphs, session=reference_session)
+        return chain_feeds(chain, islice(self.arrays.feeds(), SAMPLES))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from ...runtime.spec import DECODER, TEACHER_FORCED, GeneratorSpec
 from ...samples.base import SampleSource
 from ...samples.decoded import decoder_feeds
 from ...samples.encoded import EncodedImages
+from ...samples.forcing import Tokens
 from ...samples.generated import GeneratedSamples
 from ...samples.sources import held_out_images
 from ...workspace.facts import Exported, facts
@@ -33,6 +33,7 @@ from ...workspace.manifest import MANIFEST, Manifest
 from ..generation_memory import GenerationMemory, generation_memory
 from ..machine.watch import MachineLoad
 from ..metrics.latency import ratio, timed_parts
+from ..opinion.feeds import Feeds, decoder_runs, forced_feeds, noted
 from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import Pair, open_pairs
 from ..report.schema import ENGINE, FP32, HALF_PRECISION, QDQ, LatencyRow, Part
@@ -46,7 +47,7 @@ from .generated_images import (
     measure_generated_images,
 )
 from .generator_accuracy import GeneratorAccuracy
-from .measurement import Folders, Measurements, Progress, watch
+from .measurement import Folders, Measurements, Progress, timed_loop, watch
 from .teacher_forcing import measure_teacher_forced
 from .teacher_forcing_runs import TeacherForcing, TokenForcing, TrajectoryForcing, compared_graphs
 
@@ -125,12 +126,13 @@ class GeneratorMeasurement:
             if name == ENGINE or (name != HALF_PRECISION and (folder / SPEC_FILE).is_file())
         }
         labels, names = self.generated.labels, self.generated.image_names
+        first: list[Tokens] = []
         with TemporaryDirectory() as scratch:
             forcing = self._forcing(Path(scratch))
             folders = with_full_half_precision(self.export, folders, Path(scratch) / HALF_PRECISION)
             pictures, kept = measure_generated_images(
                 names,
-                forcing.batches(),
+                noted(forcing.batches(), first),
                 {
                     name: batches(self.generated.batches(generator))
                     for name, generator in generators.items()
@@ -142,17 +144,23 @@ class GeneratorMeasurement:
                 keep=KEPT_PICTURES,
                 progress=lambda done: progress("comparing images", done, len(labels)),
             )
+            graphs = compared_graphs(
+                self.export,
+                folders,
+                forcing.outputs,
+                self.options.threads,
+                self._engine_graphs(folders, device),
+            )
             found = measure_teacher_forced(
                 forcing.runs(),
-                compared_graphs(
-                    self.export,
-                    folders,
-                    forcing.outputs,
-                    self.options.threads,
-                    self._engine_graphs(folders, device),
-                ),
+                graphs,
                 lambda done: progress("comparing graphs", done, forcing.count),
             )
+            feeds: Feeds = {}
+            if self.options.second_opinion:
+                decoder = decoder_feeds(self.export, self._spec, self.options.threads)
+                feeds = forced_feeds(forcing.runs(), graphs)
+                feeds[DECODER] = decoder_runs(decoder, first)
         generation = {
             name: msgspec.structs.replace(
                 found.get(name, GeneratorAccuracy()), pictures=pictures.get(name)
@@ -166,6 +174,7 @@ class GeneratorMeasurement:
             latency=latency,
             machine=machine,
             memory=self._memory(folders, generators, device),
+            feeds=feeds,
             pictures=kept,
             picture_names=names,
             sampling=self.sampling,
@@ -264,17 +273,6 @@ class GeneratorMeasurement:
         if self._spec.recording is not None:
             return TrajectoryForcing(self.generated, self._spec.recording, folder)
         return TokenForcing(self.generated, self.images)
-
-
-def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]:
-    """Return the seconds of a batch: of its tokens, up to the last step, and of the decoder."""
-    ticks = [time.perf_counter()]
-    start = ticks[0]
-    generator.generate(
-        labels, batch_size=len(labels), progress=lambda *_: ticks.append(time.perf_counter())
-    )
-    end = time.perf_counter()
-    return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}
 
 
 def with_full_half_precision(export: Path, folders: Folders, made: Path) -> Folders:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...recipe.validate import ValidateOptions
 from ...runtime.devices import this_device
+from ...runtime.generator import Generator
 from ...runtime.sessions.placement import gpu_of
 from ...samples.base import SampleSource
 from ..generation_memory import GenerationMemory
@@ -30,7 +35,8 @@ class Measurements:
     `accuracy` is of an image tokenizer, `outputs` of a user's own graphs, `generation` of a
     generator, with the names and classes of the images that it generated and how, and the `memory`
     that FP32 and the headline take meanwhile. `machine` says what else ran while `latency` was
-    timed. `fallbacks` say what of the engine ran on the CPU
+    timed. `feeds` are what graphs were fed with the first samples, by graph, where a second
+    opinion is asked for. `fallbacks` say what of the engine ran on the CPU
     instead of the GPU.
     """
 
@@ -45,6 +51,7 @@ class Measurements:
     machine: MachineLoad | None = None
     fallbacks: tuple[str, ...] = ()
     memory: dict[str, GenerationMemory] = field(default_factory=dict)
+    feeds: dict[str, list[dict[str, NDArray[np.generic]]]] = field(default_factory=dict)
 
 
 class Measurement(Protocol):
@@ -98,3 +105,14 @@ def timed(
         batch=int(shape[0]) if shape else 1,
         threads=options.threads,
     )
+
+
+def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]:
+    """Return the seconds of a batch: of its tokens, up to the last step, and of the decoder."""
+    ticks = [time.perf_counter()]
+    start = ticks[0]
+    generator.generate(
+        labels, batch_size=len(labels), progress=lambda *_: ticks.append(time.perf_counter())
+    )
+    end = time.perf_counter()
+    return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}

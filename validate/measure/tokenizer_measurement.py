@@ -19,6 +19,7 @@ from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
 from ..machine.watch import MachineLoad
+from ..opinion.feeds import SAMPLES, Feeds, tokenizer_feeds
 from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import QualityMeter
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
@@ -107,7 +108,15 @@ class TokenizerMeasurement:
             machine=machine,
             pictures=pictures,
             fallbacks=fallbacks,
+            feeds=self._feeds(),
         )
+
+    def _feeds(self) -> Feeds:
+        """Return the first images, and their codes by FP32, for a second opinion."""
+        if not self.options.second_opinion:
+            return {}
+        images = (to_model(crop) for crop in islice(self.crops.crops(), SAMPLES))
+        return tokenizer_feeds(ImageTokenizer.reference(self.model.folder), images)
 
 
 def tokenizer_latency(

@@ -25,6 +25,7 @@ from ..measure.candidates import Executed
 from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
+from ..opinion.facts import Opinions
 from .calibration import Calibration
 from .gates import Gate, GateResult, evaluate, metric_of
 from .schema import (
@@ -121,6 +122,16 @@ def judged(report: Report, gates: Iterable[Gate]) -> Report:
     found = evaluate(gates, metrics(report), lambda name, level: figure(report, name, level))
     results = (with_reason(gate, busy_text(report, metric_of(gate.expression))) for gate in found)
     return msgspec.structs.replace(report, gates=tuple(results))
+
+
+def with_opinions(report: Report, found: Opinions) -> Report:
+    """Return the report with what other ways of running say."""
+    return msgspec.structs.replace(
+        report,
+        second_opinions=found.graphs,
+        figure_opinions=found.figures,
+        opinions_not_run=found.not_run,
+    )
 
 
 def with_reason(gate: GateResult, more: str) -> GateResult:

@@ -16,11 +16,11 @@ from ..intervals.figure import Figure
 from ..machine.start import Starts
 from ..machine.watch import MachineLoad
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
-from ..measure.second_opinion import SecondOpinion
 from ..measure.tokenizer_accuracy import CandidateAccuracy
 from ..metrics.image import decibels
 from ..metrics.latency import Cpu, Latency, Speed
 from ..metrics.outputs import WORST_NAMES, OutputAccuracy, worst
+from ..opinion.facts import FigureOpinion, SecondOpinion
 from ..quality.reconstruction import QUALITY_METRICS
 from .calibration import Calibration
 from .gates import GateResult, Verdict
@@ -137,6 +137,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     caches: tuple[CacheRow, ...] = ()
     memory: dict[str, GenerationMemory] = {}
     second_opinions: tuple[SecondOpinion, ...] = ()
+    figure_opinions: tuple[FigureOpinion, ...] = ()
+    opinions_not_run: tuple[str, ...] = ()
     gates: tuple[GateResult, ...] = ()
     figures: dict[str, Figure] = {}
     percentiles: dict[str, Figure] = {}

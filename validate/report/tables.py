@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..download import PARTS
 from ..formats import COSINE, DB, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
 from ..metrics.image import decibels
+from ..opinion.tables import opinion_tables
 from ..quality.tables import QUALITY_ROWS, codebook_table, quality_caption, quality_reference
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
@@ -32,6 +33,7 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         memory_table(report),
         _sizes(report),
         *engine_tables(report),
+        *opinion_tables(report),
         _images(report),
         interval_table(report),
         site_table(report),
