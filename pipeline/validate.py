@@ -132,8 +132,6 @@ def prepare_validation(
             report = with_opinions(report, opinions)
             for text in warnings_of(opinions):
                 reporter.warn(text)
-        if report.busy:
-            reporter.warn(f"timed on a busy machine, {report.busy}: speeds may not repeat")
         report = judged(report, gates)
         write_report(folder, report, measured.pictures, time.monotonic() - start)
         return ValidationFacts(
