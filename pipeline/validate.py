@@ -64,7 +64,7 @@ def prepare_validation(
     from ..validate.measure.sizes import measure_shipped
     from ..validate.metric_names import parse_gates_of
     from ..validate.opinion.checkpoint import find_checkpoint
-    from ..validate.opinion.run import second_opinions, warnings_of
+    from ..validate.opinion.run import require_polygraphy, second_opinions, warnings_of
     from ..validate.opinion.tables import opinions_line
     from ..validate.report.compose import compose_report, finite_metrics, judged, with_opinions
     from ..validate.report.render import write_report
@@ -72,6 +72,8 @@ def prepare_validation(
     from ..validate.report.spread import inconclusive_metrics
 
     reporter = in_stage(reporter, "validate")
+    if options.second_opinion:
+        require_polygraphy()
     model = Exported.open(workspace)
     gates = parse_gates_of(model.kind, options.gates)
     measurement = open_measurement(model, options, calibrated_classes(workspace))

@@ -43,8 +43,7 @@ def second_opinions(
     Raises:
         ArvgError: Polygraphy is not installed.
     """
-    if find_spec("polygraphy") is None:
-        raise not_installed({"rtx": ["polygraphy"]})
+    require_polygraphy()
     opinions: list[SecondOpinion] = []
     ours: dict[str, Outputs] = {}
     theirs: dict[str, Outputs] = {}
@@ -82,6 +81,16 @@ def second_opinions(
             pairs = (both(ours[FP32][graph], found), quantized), (found, quantized)
             figures += figure_opinions(graph, "torch", *pairs)
     return Opinions(graphs=tuple(opinions), figures=tuple(figures), not_run=tuple(not_run))
+
+
+def require_polygraphy() -> None:
+    """Check that Polygraphy is there; call it before long work.
+
+    Raises:
+        ArvgError: it is not installed; names the extra that has it.
+    """
+    if find_spec("polygraphy") is None:
+        raise not_installed({"rtx": ["polygraphy"]})
 
 
 def both(ours: Sequence[Arrays], theirs: Sequence[Arrays]) -> list[Arrays]:

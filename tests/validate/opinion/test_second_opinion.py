@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from arvg_trt.families.variants import find_model, shipped_checkpoint
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.runtime.sessions.open import reference_session
+from arvg_trt.validate.measure.tokenizer_measurement import TokenizerMeasurement
 from arvg_trt.validate.opinion.by_polygraphy import compared
 from arvg_trt.validate.opinion.by_torch import opinion_of_torch, run_by_torch
 from arvg_trt.validate.opinion.checkpoint import FoundCheckpoint, find_checkpoint
@@ -153,3 +155,14 @@ def test_a_checkpoint_that_does_not_load_is_a_reason(tmp_path: Path) -> None:
         FoundCheckpoint(MODEL, str(tmp_path), (file,), None), {"encoder": [image()]}, tmp_path
     )
     assert isinstance(found, str) and found
+
+
+def test_without_polygraphy_nothing_is_measured_in_vain(
+    workspace: Path, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = "arvg_trt.validate.opinion.run.find_spec"
+    monkeypatch.setattr(place, lambda name: None if name == "polygraphy" else find_spec(name))
+    monkeypatch.setattr(TokenizerMeasurement, "run", lambda *_: pytest.fail("it is measured"))
+    given = ("--images", finished.validation, "--size", 64, "--skip-engine")
+    outcome = arvg("validate", workspace, *given, "--second-opinion")
+    assert outcome.code != 0 and "polygraphy" in outcome.err and "rtx" in outcome.err
