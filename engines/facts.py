@@ -10,14 +10,14 @@ from .faster.facts import KeptIfFaster
 BUILT, EXECUTED = "built, not executed", "executed"  # what an engine's row says of it
 
 
-class SiteException(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SiteException(msgspec.Struct, frozen=True, kw_only=True):
     """Name a site that an engine does not run as planned, and say why."""
 
     site: str
     reason: str
 
 
-class EngineProof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EngineProof(msgspec.Struct, frozen=True, kw_only=True):
     """Say what an engine computes in, as read off the builder's layer list.
 
     ``shares`` divides the multiplications of GEMMs and convolutions, at the best shapes of the
@@ -41,7 +41,7 @@ class EngineProof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     conversions: int = 0
 
 
-class EngineRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EngineRow(msgspec.Struct, frozen=True, kw_only=True):
     """Describe one engine file.
 
     ``int8_sites_proved`` counts the sites whose INT8 kernel was verified in the builder's layer

@@ -7,7 +7,7 @@ name; its exporter is imported where torch is needed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from ..runtime.family import Family, FileSets, HubFile, Variant
 if TYPE_CHECKING:
     from ..export.facts import CheckpointFacts
     from .shared.job import ExportJob
+    from .shared.torch_graphs import TorchGraph
 
 __all__ = ["Exporter", "Family", "FileSets", "HubFile", "Variant", "unsized_variant"]
 
@@ -45,6 +46,16 @@ class Exporter(ABC):
         Raises:
             ExportError: the checkpoint does not fit, or a difference above the tolerance.
         """
+
+    def torch_graphs(self, job: ExportJob) -> Mapping[str, TorchGraph]:
+        """Load the checkpoint, and return what computes graphs in PyTorch, by their names.
+
+        Here none: a family that has them says so.
+
+        Raises:
+            ExportError: the checkpoint does not fit.
+        """
+        return {}
 
 
 def unsized_variant(family: str, partner: str, variants: Sequence[Variant]) -> Variant:

@@ -12,7 +12,6 @@ import msgspec
 from ..calibrate.facts import CalibrationFacts
 from ..errors import AccuracyError, InconclusiveError, RecipeError, bounded
 from ..extras import require_packages
-from ..graph.sites import load_sites
 from ..quantize.facts import QuantizationFacts
 from ..recipe.file import load_recipe
 from ..recipe.recipe import Recipe
@@ -62,15 +61,19 @@ def prepare_validation(
         executed_engine,
     )
     from ..validate.measure.kinds import leaked, open_measurement
-    from ..validate.measure.second_opinion import second_opinions
     from ..validate.measure.sizes import measure_shipped
     from ..validate.metric_names import parse_gates_of
-    from ..validate.report.compose import compose_report, finite_metrics, judged
+    from ..validate.opinion.checkpoint import find_checkpoint
+    from ..validate.opinion.run import require_polygraphy, second_opinions, warnings_of
+    from ..validate.opinion.tables import opinions_line
+    from ..validate.report.compose import compose_report, finite_metrics, judged, with_opinions
     from ..validate.report.render import write_report
     from ..validate.report.schema import FP32, QDQ
     from ..validate.report.spread import inconclusive_metrics
 
     reporter = in_stage(reporter, "validate")
+    if options.second_opinion:
+        require_polygraphy()
     model = Exported.open(workspace)
     gates = parse_gates_of(model.kind, options.gates)
     measurement = open_measurement(model, options, calibrated_classes(workspace))
@@ -108,7 +111,7 @@ def prepare_validation(
         measured = measurement.run(folders, reporter.progress, executed.device)
         for text in measured.fallbacks:
             reporter.warn(text)
-        download, memory = measure_shipped(model, folders, options, executed.device, reporter)
+        download, starts = measure_shipped(model, folders, options, executed.device, reporter)
         report = compose_report(
             model,
             name,
@@ -120,25 +123,25 @@ def prepare_validation(
             engines=engines,
             executed=executed,
             download=download,
-            memory=memory,
+            starts=starts,
             stages=(model.manifest, calibration, manifest, wanted),
             recipe=last_recipe(workspace.root),
         )
         if options.second_opinion:
-            graphs = load_sites(workspace.folder("export")).graphs
-            samples = workspace.folder("calibrate") / "samples"
+            found = find_checkpoint(model.manifest, last_recipe(workspace.root))
             compared = {FP32: model.folder, QDQ: folders[QDQ]}
-            opinions = second_opinions(compared, graphs, samples, folder)
-            report = msgspec.structs.replace(report, second_opinions=opinions)
-            for opinion in opinions:
-                if not opinion.agrees:
-                    reporter.warn(f"{opinion.graph}: Polygraphy's outputs are not those here")
+            opinions = second_opinions(compared, measured.feeds, folder, found, options.threads)
+            report = with_opinions(report, opinions)
+            for text in warnings_of(opinions):
+                reporter.warn(text)
         report = judged(report, gates)
         write_report(folder, report, measured.pictures, time.monotonic() - start)
         return ValidationFacts(
             metrics=finite_metrics(report),
             inconclusive=inconclusive_metrics(report),
             download=download.line,
+            busy=report.busy,
+            opinions=opinions_line(report),
         )
 
     return PreparedStage(workspace.folder("validate", name), wanted, work)

@@ -7,7 +7,7 @@ import msgspec
 from ..numerics.scheme import CacheGranularity, CacheType
 
 
-class SiteRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SiteRow(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a site's formats as text, its weight's SQNR in dB, and why it is not quantized.
 
     ``weight_sqnr_db`` is None if the weight is not quantized or is represented exactly;
@@ -32,7 +32,7 @@ class OverflowTensor(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[str, ...]
 
 
-class CacheRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CacheRow(msgspec.Struct, frozen=True, kw_only=True):
     """Say how an attention stores keys and values, and their SQNR in dB where scales round them.
 
     The SQNRs are of samples that the scales were not fitted to.

@@ -77,7 +77,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
 
     second_opinion: Annotated[
         bool,
-        says("Also run the graphs by Polygraphy, and say where its outputs are not ours."),
+        says("Also run held-out feeds by Polygraphy and PyTorch, and say whether they agree."),
     ] = False
 
     def __post_init__(self) -> None:

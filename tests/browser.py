@@ -76,8 +76,17 @@ class Browser:
         while not any(found.get("method") == event for found in self.events):
             self.events.append(self._next())
 
-    def show(self, page: Path, *, width: int, dark: bool = False, printed: bool = False) -> None:
-        """Load a file at a width in pixels of the style sheet."""
+    def show(
+        self,
+        page: Path,
+        *,
+        width: int,
+        dark: bool = False,
+        printed: bool = False,
+        scripts: bool = True,
+    ) -> None:
+        """Load a file at a width in pixels of the style sheet; its own programs run or do not."""
+        self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call(
             "Emulation.setEmulatedMedia", media="print" if printed else "screen", features=[scheme]
@@ -93,6 +102,43 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def box(self, selector: str) -> tuple[float, float, float, float]:
+        """Return left, top, width and height of the first such element, brought into view."""
+        found = self.evaluate(
+            f"(() => {{ const each = document.querySelector({json.dumps(selector)});"
+            "each.scrollIntoView({block: 'center'}); const box = each.getBoundingClientRect();"
+            "return JSON.stringify([box.x, box.y, box.width, box.height]) })()"
+        )
+        x, y, width, height = json.loads(found)
+        return x, y, width, height
+
+    def drag(self, x: float, y: float, to_x: float, to_y: float) -> None:
+        """Press the mouse at one point of the window, move it to another, and release it there."""
+        held = {"button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **held)
+        for part in (0.25, 0.5, 0.75, 1.0):
+            at = {"x": x + (to_x - x) * part, "y": y + (to_y - y) * part}
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", button="left", buttons=1, **at)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", x=to_x, y=to_y, **held)
+
+    def click(self, selector: str) -> None:
+        """Click the middle of an element."""
+        x, y, width, height = self.box(selector)
+        self.drag(x + width / 2, y + height / 2, x + width / 2, y + height / 2)
+
+    def press(self, key: str, code: int) -> None:
+        """Press a key, by its name and its number of Windows, in the element that has the focus."""
+        for kind in ("rawKeyDown", "keyUp"):
+            known = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+            self.call("Input.dispatchKeyEvent", type=kind, **known)
+
+    def pixels(self, x: float, y: float, width: float, height: float) -> bytes:
+        """Return a PNG of a part of the window."""
+        scroll = json.loads(self.evaluate("JSON.stringify([scrollX, scrollY])"))
+        clip = {"x": x + scroll[0], "y": y + scroll[1], "width": width, "height": height}
+        made = self.call("Page.captureScreenshot", clip={**clip, "scale": 1})
+        return base64.b64decode(made["data"])
 
     def requests(self) -> list[str]:
         """Return the addresses that the page asked for, without those that hold their data."""

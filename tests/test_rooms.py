@@ -214,7 +214,7 @@ NAME_ONNXRUNTIME = {
     "tests/runtime/test_processors.py": OF_SESSIONS,
     "tests/runtime/test_sessions.py": OF_SESSIONS,
     "tests/test_rooms.py": "names it to look for it",
-    "validate/measure/second_opinion.py": "its opinion is to be another than our session has",
+    "validate/opinion/by_polygraphy.py": "its opinion is to be another than our session has",
 }
 SESSION_CLASS = "OnnxRuntimeSession"
 

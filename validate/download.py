@@ -14,9 +14,7 @@ RUNS_NOTE = (
 )
 PACKED_NOTE = (
     "A packed download is what `bundle --packed` ships of an engine, with all graphs of its "
-    "folder: it expands once, to the same bytes, where it is opened. In memory: the most that a "
-    "fresh process takes beyond its libraries, to open the graphs and make one image (custom "
-    "graphs are only opened). "
+    "folder: it expands once, to the same bytes, where it is opened. "
 )
 WEIGHTS_NOTE = (
     "weights.safetensors has the quantized weights in their own bits, with their scales and what "
@@ -40,7 +38,7 @@ PARTS = {
 }
 
 
-class Download(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Download(msgspec.Struct, frozen=True, kw_only=True):
     """Count what a device gets of a candidate, by parts, and what that takes once it is expanded.
 
     ``packed`` graphs expand on the device; plans of TensorRT are what they are. The manifest and

@@ -12,12 +12,15 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     ``inconclusive`` names those that may be chance: drops on too few or too different images,
     speedups whose rounds spread as far as they differ. ``download`` says what
-    ``download_compression`` is of, "" where it was not measured.
+    ``download_compression`` is of, "" where it was not measured; ``busy`` what others did on a busy
+    machine while rounds were timed; ``opinions`` is the line on second opinions.
     """
 
     metrics: dict[str, float]
     inconclusive: tuple[str, ...] = ()
     download: str = ""
+    busy: str = ""
+    opinions: str = ""
 
 
 # What stands in front of a figure, and behind it.
@@ -47,9 +50,12 @@ def speed_text(found: ValidationFacts) -> str:
     """Return how fast the engine is against FP32, in words that also fit a slower one."""
     speedup = found.metrics["speedup"]
     text = metric_text("speedup", speedup)
+    busy = " on a busy machine" if found.busy else ""
     if "speedup" in found.inconclusive:
-        return f"speed against FP32 inconclusive ({text})"
-    return f"{text} faster than FP32" if speedup >= 1 else f"slower than FP32 ({text} its speed)"
+        return f"speed against FP32 inconclusive ({text}){busy}"
+    if speedup >= 1:
+        return f"{text} faster than FP32{busy}"
+    return f"slower than FP32 ({text} its speed){busy}"
 
 
 def download_line(found: ValidationFacts) -> str:

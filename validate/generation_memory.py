@@ -20,7 +20,7 @@ STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")  # writing 5 sets the peak to what is resident now
 
 
-class GenerationMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationMemory(msgspec.Struct, frozen=True, kw_only=True):
     """Hold bytes an image of a batch of ``images``.
 
     ``cache`` are keys and values behind the last step, of all rows of an image; 0 without any.

@@ -9,6 +9,7 @@ import click
 
 from ...errors import AccuracyError, InconclusiveError
 from ...validate.facts import ValidationFacts, download_line, summary
+from ...validate.intervals.figure import TIMED, plain
 from ...validate.report.gates import GateResult, metric_of
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
@@ -21,6 +22,8 @@ def print_figures(validated: StageResult) -> None:
     found = facts(validated.manifest, ValidationFacts)
     click.echo(summary(found))
     click.echo(download_line(found))
+    if found.opinions:
+        click.echo(found.opinions)
     for gate in load_report(validated.folder).gates:
         click.echo(gate_line(gate, found))
     click.echo(str(validated.folder / "report.html"))
@@ -32,7 +35,10 @@ def gate_line(gate: GateResult, found: ValidationFacts) -> str:
     # A gate that read an interval has decided by it.
     doubted = gate.n is None and metric_of(gate.expression) in found.inconclusive
     doubt = ", inconclusive" if doubted else ""
-    return f"gate {gate.expression}: {gate.verdict} ({measured}{doubt})"
+    # A reason behind a value that was measured says how: on a busy machine, say.
+    timed = plain(metric_of(gate.expression)) in TIMED
+    busy = f", timed on a busy machine: {found.busy}" if found.busy and timed else ""
+    return f"gate {gate.expression}: {gate.verdict} ({measured}{doubt}{busy})"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
@@ -10,25 +11,22 @@ from ...workspace.files import encode_json
 from ..base import Exporter
 from ..shared.job import PARITY_SIZE, ExportJob, mark_norms
 
+if TYPE_CHECKING:
+    from ..shared.torch_graphs import TorchGraph
+    from .model import CosmosTokenizer
+
 
 class CosmosExporter(Exporter):
     """Exports a Cosmos tokenizer."""
 
     def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
-        from ...export.checkpoint.config_json import read_beside
         from ..shared.vq_parity import check_vq_parity
-        from ..variants import check_config
-        from .checkpoint import load_cosmos
-        from .config import CosmosConfig, CosmosJson
         from .parity import compute_cosmos_references
         from .write import export_tokenizer, tokenizer_facts
 
         job.progress("reading the checkpoint", 0)
-        known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
-        config_json = read_beside(job.paths[0].parent, CosmosJson)
-        model = load_cosmos(job.read(), job.spec, config_json, known)
-        check_config(job.entry, model.config, job.spec)
+        model = load_model(job)
         job.progress("exporting", 1)
         mark_norms(job, model, PARITY_SIZE)
         sites = export_tokenizer(model, folder, job.entry.name)
@@ -43,3 +41,33 @@ class CosmosExporter(Exporter):
             parity=Parity(encoder=tokens, graphs=differences),
             parity_images=job.image_names,
         )
+
+    def torch_graphs(self, job: ExportJob) -> dict[str, TorchGraph]:
+        """Return both halves; the decoder takes what the encoder gives first."""
+        from ..shared.torch_graphs import TorchGraph
+        from .write import DecoderGraph, EncoderGraph
+
+        model = load_model(job)
+        outputs = ("indices", "latent") if model.config.discrete else ("latent",)
+        return {
+            "encoder": TorchGraph(EncoderGraph(model), ("image",), outputs),
+            "decoder": TorchGraph(DecoderGraph(model), outputs[:1], ("image",)),
+        }
+
+
+def load_model(job: ExportJob) -> CosmosTokenizer:
+    """Return the checkpoint's model.
+
+    Raises:
+        ExportError: it does not fit.
+    """
+    from ...export.checkpoint.config_json import read_beside
+    from ..variants import check_config
+    from .checkpoint import load_cosmos
+    from .config import CosmosConfig, CosmosJson
+
+    known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
+    config_json = read_beside(job.paths[0].parent, CosmosJson)
+    model = load_cosmos(job.read(), job.spec, config_json, known)
+    check_config(job.entry, model.config, job.spec)
+    return model

@@ -15,6 +15,7 @@ from ..base import Exporter
 from ..shared.job import PARITY_SIZE, ExportJob
 
 if TYPE_CHECKING:
+    from ..shared.torch_graphs import TorchGraph
     from .config import GsqConfig
     from .model import GsqTokenizer
 
@@ -58,6 +59,14 @@ class GsqExporter(Exporter):
             parity=Parity(encoder=tokens, graphs=differences),
             parity_images=job.image_names,
         )
+
+    def torch_graphs(self, job: ExportJob) -> dict[str, TorchGraph]:
+        """Return both halves."""
+        from ..shared.torch_graphs import vq_torch_graphs
+        from .graphs import gsq_graphs
+
+        model = load_model(job)
+        return vq_torch_graphs(model, gsq_graphs(model))
 
 
 def load_model(job: ExportJob) -> GsqTokenizer:

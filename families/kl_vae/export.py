@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
+    from ..shared.torch_graphs import TorchGraph
     from .model import KlVae
     from .parity import AutoencoderReferences
 
@@ -40,6 +41,12 @@ class KlVaeExporter(TokenizerExporter["KlVae"]):
         from .write import export_kl_vae
 
         return export_kl_vae(model, weights, properties, 1.0)
+
+    def torch_halves(self, model: KlVae) -> dict[str, TorchGraph]:
+        """Return both halves, of a latent without a scale."""
+        from .write import torch_halves
+
+        return torch_halves(model, 1.0)
 
     def references(self, job: ExportJob, model: KlVae) -> AutoencoderReferences:
         """Compute latents and images."""

@@ -16,6 +16,7 @@ from ...export.sites import find_sites
 from ...export.tracing import trace
 from ...export.weight_file import WeightFile
 from ...graph.sites import Site
+from ..shared.torch_graphs import TorchGraph
 from ..shared.vq import IMAGE_CHANNELS
 from .model import KlVae
 
@@ -89,6 +90,14 @@ def export_kl_vae(
         sites += find_sites(graph.graph, name, excluded)
         weights.save(graph, name, properties)
     return sites
+
+
+def torch_halves(model: KlVae, scale: float) -> dict[str, TorchGraph]:
+    """Return in PyTorch what both graphs compute, whose latent has this scale."""
+    return {
+        "encoder": TorchGraph(EncoderGraph(model, scale), ("image",), ("latent",)),
+        "decoder": TorchGraph(DecoderGraph(model, scale), ("latent",), ("image",)),
+    }
 
 
 def encoder_graph(model: KlVae, scale: float) -> ir.Model:

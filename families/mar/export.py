@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
     from ..kl_vae.model import KlVae
+    from ..shared.torch_graphs import TorchGraph
     from .model import MarTransformer
 
 # What a trainer of autoencoders leaves beside them.
@@ -73,6 +74,21 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
             *export_kl_vae(tokenizer, weights, properties, model.config.latent_scale),
             *export_mar(model, weights, properties),
         )
+
+    def torch_graphs(self, job: ExportJob) -> dict[str, TorchGraph]:
+        """Return the autoencoder's halves, a pass of the transformers, and the denoiser."""
+        from ..kl_vae.write import torch_halves
+        from ..shared.torch_graphs import TorchGraph
+        from .graphs import DenoiseGraph, PassGraph
+
+        model, vae = self.load(job)
+        known = ("labels", "tokens", "position_ids")
+        noisy = ("x", "time", "condition")
+        return {
+            **torch_halves(vae, model.config.latent_scale),
+            "pass": TorchGraph(PassGraph(model), known, ("z", "condition")),
+            "denoise": TorchGraph(DenoiseGraph(model), noisy, ("noise", "spread")),
+        }
 
     def references(self, job: ExportJob, model: MarTransformer, tokenizer: KlVae) -> Compare:
         """Compute those of the autoencoder on photographs, and of the transformers on one."""

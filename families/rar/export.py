@@ -15,6 +15,7 @@ from .spec import RarDefaults, RarSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from ...export.facts import Difference
     from ...export.weight_file import WeightFile
@@ -56,6 +57,12 @@ class RarExporter(TokenMapExporter["RarTransformer", "MaskgitVq"]):
         from .write import export_rar
 
         return export_rar(model, weights, properties, job.form)
+
+    def teacher_forced(self, model: RarTransformer) -> Module:
+        """Return the module of full.onnx."""
+        from .graphs import TeacherForcedGraph
+
+        return TeacherForcedGraph(model)
 
     def step_references(
         self, job: ExportJob, model: RarTransformer, labels: Tensor, tokens: Tensor

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypedDict, cast
 
 import numpy as np
 
@@ -25,11 +25,14 @@ from .job import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from ...export.facts import Difference, PartParameters
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
     from ...runtime.spec import GeneratorSpec, KvType
+    from .torch_graphs import TorchGraph
+    from .vq import VqTokenizer
 
 Compare = Callable[[Path], Parity]
 
@@ -160,6 +163,19 @@ class TokenMapExporter(TransformerExporter[Transformer, Tokenizer]):
             *export_vq(tokenizer, weights, properties, side=self.usual_side(model)),
             *self.write_transformer(job, model, weights, properties),
         )
+
+    @abstractmethod
+    def teacher_forced(self, model: Transformer) -> Module:
+        """Return the module of all positions: labels and tokens to logits."""
+
+    def torch_graphs(self, job: ExportJob) -> Mapping[str, TorchGraph]:
+        """Return the tokenizer's halves, and the transformer on all positions at once."""
+        from .torch_graphs import TorchGraph, vq_torch_graphs
+
+        model, tokenizer = self.load(job)
+        whole = TorchGraph(self.teacher_forced(model), ("labels", "tokens"), ("logits",))
+        # What the loader returns is of the class that its family names.
+        return {**vq_torch_graphs(cast("VqTokenizer", tokenizer)), "full": whole}
 
     def references(self, job: ExportJob, model: Transformer, tokenizer: Any) -> Compare:
         """Compute those of the tokenizer on photographs, and of the transformer on one's tokens."""

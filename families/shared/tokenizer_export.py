@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
+    from .torch_graphs import TorchGraph
     from .vq import VqTokenizer
     from .vq_parity import References
 
@@ -53,6 +55,16 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
     @abstractmethod
     def references(self, job: ExportJob, model: Tokenizer) -> References:
         """Compute in PyTorch what both graphs should give of the job's images."""
+
+    @abstractmethod
+    def torch_halves(self, model: Tokenizer) -> Mapping[str, TorchGraph]:
+        """Return both halves in PyTorch, by the names of their graphs."""
+
+    def torch_graphs(self, job: ExportJob) -> Mapping[str, TorchGraph]:
+        """Load the tokenizer; returns both of its halves."""
+        from ...export.checkpoint.strict import split_parts
+
+        return self.torch_halves(self.load(job, split_parts(job.read())[1]))
 
     def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write both graphs and their sites; returns the manifest's results.
@@ -141,6 +153,12 @@ class MapTokenizerExporter(TokenizerExporter["VqTokenizer"]):
         from .vq_export import export_vq
 
         return export_vq(model, weights, properties, side=PARITY_SIZE // model.config.stride)
+
+    def torch_halves(self, model: VqTokenizer) -> Mapping[str, TorchGraph]:
+        """Return encoder and decoder of one map of codes."""
+        from .torch_graphs import vq_torch_graphs
+
+        return vq_torch_graphs(model)
 
     def references(self, job: ExportJob, model: VqTokenizer) -> References:
         """Compute latents, codes and images."""

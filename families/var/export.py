@@ -19,6 +19,7 @@ from .spec import VarSpec
 if TYPE_CHECKING:
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
+    from ..shared.torch_graphs import TorchGraph
     from ..var_vqvae.model import VarVqvae
     from .model import VarTransformer
 
@@ -67,6 +68,19 @@ class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
             *export_var_tokenizer(tokenizer, weights, properties, model.word_embed, job.form),
             *export_var(model, weights, properties, job.form),
         )
+
+    def torch_graphs(self, job: ExportJob) -> dict[str, TorchGraph]:
+        """Return the tokenizer's halves, and the transformer on all positions at once."""
+        from ..shared.torch_graphs import TorchGraph
+        from ..var_vqvae.graphs import VarDecoderGraph, VarEncoderGraph
+        from .graphs import TeacherForcedGraph
+
+        model, vae = self.load(job)
+        return {
+            "encoder": TorchGraph(VarEncoderGraph(vae), ("image",), ("indices", "latent")),
+            "decoder": TorchGraph(VarDecoderGraph(vae), ("latent",), ("image",)),
+            "full": TorchGraph(TeacherForcedGraph(model), ("labels", "features"), ("logits",)),
+        }
 
     def references(self, job: ExportJob, model: VarTransformer, tokenizer: VarVqvae) -> Compare:
         """Compute those of the tokenizer on photographs, and of the transformer on one of them."""

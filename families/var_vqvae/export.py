@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
+    from ..shared.torch_graphs import TorchGraph
     from .model import VarVqvae
     from .parity import CodeReferences
 
@@ -69,6 +70,16 @@ class VarVqvaeExporter(TokenizerExporter["VarVqvae"]):
         from .write import export_var_vqvae
 
         return export_var_vqvae(model, weights, properties)
+
+    def torch_halves(self, model: VarVqvae) -> dict[str, TorchGraph]:
+        """Return the encoder, and the decoder of the codes of all scales."""
+        from ..shared.torch_graphs import TorchGraph
+        from .graphs import VarEncoderGraph, VarTokensGraph
+
+        return {
+            "encoder": TorchGraph(VarEncoderGraph(model), ("image",), ("indices", "latent")),
+            "decoder": TorchGraph(VarTokensGraph(model), ("indices",), ("image",)),
+        }
 
     def references(self, job: ExportJob, model: VarVqvae) -> CodeReferences:
         """Compute latents, codes and images."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..formats import metric_text, size
-from ..report.chart import Chart, Series
+from ..report.charts.chart import Chart, Series
 from ..report.page import Badge, Cell, KeyFigure, Link, Page, Table
 from .candidates import Candidate, Candidates
 from .front import pareto_front

@@ -84,6 +84,9 @@ def cautions(base: Report, label: str, report: Report) -> list[str]:
         )
     if "total" in base.latency and "total" in report.latency and not same_machine(base, report):
         messages.append(f"{label}: measured on another CPU or setting, speeds are not judged")
+    for name, each in (("the baseline", base), (label, report)):
+        if each.busy and "total" in each.latency:
+            messages.append(f"{name}: timed on a busy machine, {each.busy}")
     if same_names(base, report) and not same_inputs(base, report):
         messages.append(
             f"{label}: FP32 generated other images there, so that changes are judged without pairs"

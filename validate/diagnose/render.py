@@ -12,7 +12,7 @@ import msgspec
 from ...numerics.scheme import Plan
 from ...workspace.files import encode_json
 from ..formats import DB, SHARE
-from ..report.chart import Chart, Series
+from ..report.charts.chart import Chart, Series
 from ..report.page import Badge, KeyFigure, Page, Table, to_html, to_markdown
 from .facts import Diagnosis, OddScale, SiteDiagnosis
 

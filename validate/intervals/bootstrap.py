@@ -28,7 +28,7 @@ BOOTSTRAP_FROM = 8
 RESAMPLES, BATCH = 9_999, 1_000_000
 MOST_FOR_BCA = 2_000  # its jackknife takes the square of the number of samples
 SEED = 0
-Method = Literal["bca", "percentile", "t", "exact"]
+Method = Literal["bca", "percentile", "t", "exact", "order"]
 Indices = NDArray[np.intp]
 
 

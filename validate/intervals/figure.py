@@ -22,6 +22,8 @@ WITHOUT_INTERVAL: dict[str, str] = {
 }
 # Counted, not sampled: there is no chance in them.
 COUNTED = ("compression", "packed_compression", "download_compression")
+# Of every part: what a busy machine changes.
+TIMED = ("speedup", "latency_ms")
 # Where both sides generate from the same seed, one other token leads to another image, which may be
 # as good: what compares the two images informs, and decides nothing unless it is asked to.
 SAME_SEED = (
@@ -32,12 +34,13 @@ SAME_SEED = (
 )
 
 
-class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """Hold a metric's ``value``, the ``n`` samples behind it, and its interval of 95 %.
 
     ``n`` is 0 where nothing says them. ``value`` is None for decibels without any error. Without an
     interval ``why`` says the reason. ``method`` is "bca" or "percentile" of the bootstrap, "t" for
-    Student's on few samples, "exact" for shares.
+    Student's on few samples, "exact" for shares, "order" between two of the samples, for
+    percentiles.
     """
 
     value: float | None

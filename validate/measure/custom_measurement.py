@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ...recipe.validate import ValidateOptions
@@ -15,9 +16,11 @@ from ...samples.base import SampleSource
 from ...samples.files import GraphChain
 from ...samples.sources import held_out_arrays
 from ...workspace.facts import Exported, custom_graphs
+from ..machine.watch import MachineLoad
 from ..metrics.outputs import measure_outputs
+from ..opinion.feeds import SAMPLES, Feeds, chain_feeds
 from ..report.schema import ENGINE, LatencyRow, Part
-from .measurement import Folders, Measurements, Progress, timed
+from .measurement import Folders, Measurements, Progress, timed, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,27 @@ class CustomMeasurement:
             lambda done: progress("validating samples", done, len(self.names)),
         )
         latency: dict[Part, LatencyRow] = {}
+        machine: MachineLoad | None = None
         if ENGINE in chains and self.options.rounds:
             sample = next(self.arrays.feeds())
             fp32 = open_placed(export)
             pair = {"fp32": lambda: fp32.run(sample), ENGINE: lambda: chains[ENGINE].run(sample)}
             shape = next(iter(sample.values())).shape
-            latency = {"total": timed(pair, shape, self.options)}
+            with watch(device) as watched:
+                latency = {"total": timed(pair, shape, self.options)}
+            machine = watched.found
         engine = chains[ENGINE].sessions.values() if ENGINE in chains else ()
-        return Measurements(outputs=outputs, latency=latency, fallbacks=fallbacks(engine))
+        return Measurements(
+            outputs=outputs,
+            latency=latency,
+            machine=machine,
+            fallbacks=fallbacks(engine),
+            feeds=self._feeds(graphs),
+        )
+
+    def _feeds(self, graphs: Sequence[str]) -> Feeds:
+        """Return what the graphs are fed with the first samples, for a second opinion."""
+        if not self.options.second_opinion:
+            return {}
+        chain = GraphChain.open(self.model.folder, graphs, session=reference_session)
+        return chain_feeds(chain, islice(self.arrays.feeds(), SAMPLES))

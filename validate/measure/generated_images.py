@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,15 @@ from numpy.typing import NDArray
 
 from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
+from ...runtime.generator import Generated
+from ...runtime.images import from_model
+from ...runtime.sessions.session import Session
+from ...samples.decoded import MakeFeeds
 from ..metrics.frechet import frechet_distance
 from ..metrics.image import SSIM_WINDOW, none_if_infinite, psnr, ssim
 from ..metrics.summary import Summary
 from ..metrics.sums import SampleSums, energies
+from ..metrics.worst import Worst, shown_candidate
 from ..quality.reconstruction import Pair, PerImage
 from .generator_accuracy import FrechetRow, GeneratedImageAccuracy
 from .tokenizer_accuracy import ComparedImage
@@ -112,15 +118,17 @@ def measure_generated_images(
 
     Candidates come in the same batches as FP32; their `decoders` also get FP32's tokens. `names`
     are those of the images. `others` are as many FP32 images of other seeds, and are read only if
-    there are `networks`. The first `keep` images are returned. `pairs` are further measures of an
-    image and FP32's. `progress` is called with the number of images done.
+    there are `networks`. The `keep` images that the headline candidate brings farthest from FP32
+    by PSNR are returned, the worst first. `pairs` are further measures of an image and FP32's.
+    `progress` is called with the number of images done.
 
     Raises:
         AccuracyError: images or tokens of another shape than FP32's, features that are not finite.
     """
     accumulators = {name: _Accumulator(networks, pairs) for name in candidates}
     reference = _Accumulator(networks)
-    shown_images: list[ComparedImage] = []
+    shown_images = Worst[ComparedImage](keep)
+    watched = shown_candidate(candidates)
     done = 0
     for wanted, *made in zip(fp32, *candidates.values(), strict=True):
         collect(reference, networks, wanted[0])
@@ -131,9 +139,10 @@ def measure_generated_images(
                 decoded = decoders[name](wanted[1])
                 accumulators[name].decoded += map(psnr, wanted[0], decoded)
             collect(accumulators[name], networks, own[0])
-        for k in range(min(len(wanted[0]), keep - len(shown_images))):
+        for k, image in enumerate(wanted[0]):
             shown = {name: own[0][k] for name, own in zip(candidates, made, strict=True)}
-            shown_images.append(ComparedImage(names[done + k], None, wanted[0][k], shown))
+            score = accumulators[watched].psnr[done + k] if watched else math.inf
+            shown_images.add(score, ComparedImage(names[done + k], None, image, shown))
         done += len(wanted[0])
         progress(done)
     floors: dict[str, float] = {}
@@ -158,7 +167,7 @@ def measure_generated_images(
     }
     return {
         name: accumulator.result(rows[name]) for name, accumulator in accumulators.items()
-    }, shown_images
+    }, shown_images.items()
 
 
 def collect(accumulator: _Accumulator, networks: Sequence[Features], images: Images) -> None:
@@ -179,3 +188,15 @@ def require_alike(candidate: str, name: str, fp32: Batch, own: Batch) -> None:
             where=name,
             do="compare graphs of the same model",
         )
+
+
+def decoded_images(feeds: MakeFeeds, decoder: Session, tokens: NDArray[Any]) -> Images:
+    """Return the images uint8 [B, H, W, 3] of tokens [B, L] or latents [B, c, h, w]."""
+    images = decoder.run(feeds(tokens))["image"][: len(tokens)].astype(np.float32)
+    return np.stack([from_model(image[None]) for image in images])
+
+
+def batches(made: Iterator[Generated]) -> Iterator[Batch]:
+    """Yield the images and tokens of what a generator made."""
+    for batch in made:
+        yield batch.images, batch.tokens

@@ -14,7 +14,7 @@ from ..metrics.summary import Summary
 from ..quality.reconstruction import PAIR_NAMES, PerImage
 
 
-class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class FrechetRow(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the Frechet distance of FP32's and the candidate's images, on features [``width``].
 
     ``key`` names the metric, ``features`` describes the network. ``floor`` is the distance between
@@ -28,7 +28,7 @@ class FrechetRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     floor: float
 
 
-class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Compare images that both sides generated freely from the same seeds and classes.
 
     ``token_agreement`` is the share of tokens that are the same at the same place.
@@ -68,7 +68,7 @@ class GeneratedImageAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_u
         return float(statistics.median(found)) if found else None
 
 
-class GeneratorAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GeneratorAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what was measured of one candidate; the rest is None or empty.
 
     ``outputs`` are those of graphs without logits, fed what FP32's were fed along its trajectory.

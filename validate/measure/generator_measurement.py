@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ...engines.tensorrt.half_precision_files import write_half_precision
 from ...graph.sites import load_sites
@@ -21,28 +17,37 @@ from ...quantize.facts import QuantizationFacts
 from ...recipe.validate import ValidateOptions
 from ...runtime.families import SPEC_FILE
 from ...runtime.folders import opener
-from ...runtime.generator import Generated, Generator, choose_sampling
-from ...runtime.images import from_model
+from ...runtime.generator import Generator, choose_sampling
 from ...runtime.sessions.open import fast_session, reference_session
-from ...runtime.sessions.session import OpenSession, Session
+from ...runtime.sessions.session import OpenSession
 from ...runtime.spec import DECODER, TEACHER_FORCED, GeneratorSpec
 from ...samples.base import SampleSource
-from ...samples.decoded import MakeFeeds, decoder_feeds
+from ...samples.decoded import decoder_feeds
 from ...samples.encoded import EncodedImages
+from ...samples.forcing import Tokens
 from ...samples.generated import GeneratedSamples
 from ...samples.sources import held_out_images
 from ...workspace.facts import Exported, facts
 from ...workspace.files import decode_json
 from ...workspace.manifest import MANIFEST, Manifest
 from ..generation_memory import GenerationMemory, generation_memory
+from ..machine.watch import MachineLoad
 from ..metrics.latency import ratio, timed_parts
+from ..opinion.feeds import Feeds, decoder_runs, forced_feeds, noted
 from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import Pair, open_pairs
 from ..report.schema import ENGINE, FP32, HALF_PRECISION, QDQ, LatencyRow, Part
 from .features import open_features
-from .generated_images import Batch, Decode, Features, Images, measure_generated_images
+from .generated_images import (
+    Decode,
+    Features,
+    Images,
+    batches,
+    decoded_images,
+    measure_generated_images,
+)
 from .generator_accuracy import GeneratorAccuracy
-from .measurement import Folders, Measurements, Progress
+from .measurement import Folders, Measurements, Progress, timed_loop, watch
 from .teacher_forcing import measure_teacher_forced
 from .teacher_forcing_runs import TeacherForcing, TokenForcing, TrajectoryForcing, compared_graphs
 
@@ -121,12 +126,13 @@ class GeneratorMeasurement:
             if name == ENGINE or (name != HALF_PRECISION and (folder / SPEC_FILE).is_file())
         }
         labels, names = self.generated.labels, self.generated.image_names
+        first: list[Tokens] = []
         with TemporaryDirectory() as scratch:
             forcing = self._forcing(Path(scratch))
             folders = with_full_half_precision(self.export, folders, Path(scratch) / HALF_PRECISION)
             pictures, kept = measure_generated_images(
                 names,
-                forcing.batches(),
+                noted(forcing.batches(), first),
                 {
                     name: batches(self.generated.batches(generator))
                     for name, generator in generators.items()
@@ -138,17 +144,23 @@ class GeneratorMeasurement:
                 keep=KEPT_PICTURES,
                 progress=lambda done: progress("comparing images", done, len(labels)),
             )
+            graphs = compared_graphs(
+                self.export,
+                folders,
+                forcing.outputs,
+                self.options.threads,
+                self._engine_graphs(folders, device),
+            )
             found = measure_teacher_forced(
                 forcing.runs(),
-                compared_graphs(
-                    self.export,
-                    folders,
-                    forcing.outputs,
-                    self.options.threads,
-                    self._engine_graphs(folders, device),
-                ),
+                graphs,
                 lambda done: progress("comparing graphs", done, forcing.count),
             )
+            feeds: Feeds = {}
+            if self.options.second_opinion:
+                decoder = decoder_feeds(self.export, self._spec, self.options.threads)
+                feeds = forced_feeds(forcing.runs(), graphs)
+                feeds[DECODER] = decoder_runs(decoder, first)
         generation = {
             name: msgspec.structs.replace(
                 found.get(name, GeneratorAccuracy()), pictures=pictures.get(name)
@@ -156,10 +168,13 @@ class GeneratorMeasurement:
             for name in folders
             if name in found or name in pictures
         }
+        latency, machine = self._latency(generators.get(ENGINE), device)
         return Measurements(
             generation=generation,
-            latency=self._latency(generators.get(ENGINE), device),
+            latency=latency,
+            machine=machine,
             memory=self._memory(folders, generators, device),
+            feeds=feeds,
             pictures=kept,
             picture_names=names,
             sampling=self.sampling,
@@ -167,21 +182,24 @@ class GeneratorMeasurement:
             fallbacks=generators[ENGINE].fallbacks if ENGINE in generators else (),
         )
 
-    def _latency(self, engine: Generator | None, device: str) -> dict[Part, LatencyRow]:
+    def _latency(
+        self, engine: Generator | None, device: str
+    ) -> tuple[dict[Part, LatencyRow], MachineLoad | None]:
         """Time the loops of FP32 and the engine in turn, a batch of images a round.
 
         The engine is the one that made the images: a second would take its memory twice.
         """
         if engine is None or not self.options.rounds:
-            return {}
+            return {}, None
         generators = {"fp32": self._open(ENGINE, self.export, device), ENGINE: engine}
         labels = self.generated.labels[: self.options.batch_size]
-        found = timed_parts(
-            {name: partial(timed_loop, made, labels) for name, made in generators.items()},
-            warmup=self.options.warmup,
-            rounds=self.options.rounds,
-        )
-        return {
+        with watch(device) as watched:
+            found = timed_parts(
+                {name: partial(timed_loop, made, labels) for name, made in generators.items()},
+                warmup=self.options.warmup,
+                rounds=self.options.rounds,
+            )
+        rows: dict[Part, LatencyRow] = {
             part: LatencyRow(
                 fp32=times["fp32"],
                 engine=times[ENGINE],
@@ -193,6 +211,7 @@ class GeneratorMeasurement:
             )
             for part, times in found.items()
         }
+        return rows, watched.found
 
     def _memory(
         self, folders: Folders, generators: Mapping[str, Generator], device: str
@@ -254,28 +273,6 @@ class GeneratorMeasurement:
         if self._spec.recording is not None:
             return TrajectoryForcing(self.generated, self._spec.recording, folder)
         return TokenForcing(self.generated, self.images)
-
-
-def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]:
-    """Return the seconds of a batch: of its tokens, up to the last step, and of the decoder."""
-    ticks = [time.perf_counter()]
-    start = ticks[0]
-    generator.generate(
-        labels, batch_size=len(labels), progress=lambda *_: ticks.append(time.perf_counter())
-    )
-    end = time.perf_counter()
-    return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}
-
-
-def decoded_images(feeds: MakeFeeds, decoder: Session, tokens: NDArray[Any]) -> Images:
-    """Return the images uint8 [B, H, W, 3] of tokens [B, L] or latents [B, c, h, w]."""
-    images = decoder.run(feeds(tokens))["image"][: len(tokens)].astype(np.float32)
-    return np.stack([from_model(image[None]) for image in images])
-
-
-def batches(made: Iterator[Generated]) -> Iterator[Batch]:
-    for batch in made:
-        yield batch.images, batch.tokens
 
 
 def with_full_half_precision(export: Path, folders: Folders, made: Path) -> Folders:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...recipe.validate import ValidateOptions
+from ...runtime.devices import this_device
+from ...runtime.generator import Generator
+from ...runtime.sessions.placement import gpu_of
 from ...samples.base import SampleSource
 from ..generation_memory import GenerationMemory
+from ..machine.watch import MachineLoad, Watch
 from ..metrics.latency import interleaved, ratio
 from ..metrics.outputs import OutputAccuracy
 from ..report.schema import ENGINE, LatencyRow, Part
@@ -26,7 +34,9 @@ class Measurements:
 
     `accuracy` is of an image tokenizer, `outputs` of a user's own graphs, `generation` of a
     generator, with the names and classes of the images that it generated and how, and the `memory`
-    that FP32 and the headline take meanwhile. `fallbacks` say what of the engine ran on the CPU
+    that FP32 and the headline take meanwhile. `machine` says what else ran while `latency` was
+    timed. `feeds` are what graphs were fed with the first samples, by graph, where a second
+    opinion is asked for. `fallbacks` say what of the engine ran on the CPU
     instead of the GPU.
     """
 
@@ -38,8 +48,10 @@ class Measurements:
     picture_names: tuple[str, ...] = ()
     sampling: dict[str, float] = field(default_factory=dict)
     classes: tuple[int, ...] = ()
+    machine: MachineLoad | None = None
     fallbacks: tuple[str, ...] = ()
     memory: dict[str, GenerationMemory] = field(default_factory=dict)
+    feeds: dict[str, list[dict[str, NDArray[np.generic]]]] = field(default_factory=dict)
 
 
 class Measurement(Protocol):
@@ -75,6 +87,11 @@ class Measurement(Protocol):
         ...
 
 
+def watch(device: str) -> Watch:
+    """Return what watches the machine, and the GPU that is used, while rounds are timed."""
+    return Watch(gpu_of(device, this_device()))
+
+
 def timed(
     pair: Mapping[str, Callable[[], object]], shape: tuple[int, ...], options: ValidateOptions
 ) -> LatencyRow:
@@ -88,3 +105,14 @@ def timed(
         batch=int(shape[0]) if shape else 1,
         threads=options.threads,
     )
+
+
+def timed_loop(generator: Generator, labels: Sequence[int]) -> dict[Part, float]:
+    """Return the seconds of a batch: of its tokens, up to the last step, and of the decoder."""
+    ticks = [time.perf_counter()]
+    start = ticks[0]
+    generator.generate(
+        labels, batch_size=len(labels), progress=lambda *_: ticks.append(time.perf_counter())
+    )
+    end = time.perf_counter()
+    return {"total": end - start, "tokens": ticks[-1] - start, "decoder": end - ticks[-1]}

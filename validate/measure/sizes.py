@@ -17,8 +17,8 @@ from ...workspace.facts import Exported, kind_of
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter
 from ..download import Download
+from ..machine.start import StartRequest, Starts, measure_starts
 from ..report.schema import ENGINE, FP32, QDQ
-from .memory import MemoryRequest, measure_memory
 
 SHARED_WEIGHTS = "model.onnx.data"
 
@@ -137,22 +137,26 @@ def measure_shipped(
     options: ValidateOptions,
     device: str,
     reporter: Reporter,
-) -> tuple[Download, dict[str, int]]:
-    """Return what a device gets of the engine, or else of the Q/DQ graphs, and the memory it takes.
+) -> tuple[Download, dict[str, Starts]]:
+    """Return what a device gets of the engine, or else of the Q/DQ graphs, and how these start.
 
-    Memory is measured beside FP32's where speed is, and on the CPU alone.
+    Starts are measured beside FP32's where speed is, on the device that runs the engine.
     """
     shipped = ENGINE if ENGINE in folders else QDQ
     folder = folders[shipped]
     told = megabytes(reporter, "packing weights, MB")
     download = measure_download(shipped, folder, folders[QDQ], told)
-    memory: dict[str, int] = {}
-    if options.rounds and device == "cpu":
-        for name, place in ((FP32, model.folder), (shipped, folder)):
-            request = MemoryRequest(
-                folder=str(place), kind=model.kind, side=options.size, threads=options.threads
-            )
-            found = measure_memory(request, reporter)
-            if found:
-                memory[name] = found
-    return download, memory
+    if not options.rounds:
+        return download, {}
+    requests = {
+        name: StartRequest(
+            folder=str(place.absolute()),
+            kind=model.kind,
+            side=options.size,
+            threads=options.threads,
+            device=device if shipped == ENGINE else "cpu",
+            allow_fallback=options.allow_fallback,
+        )
+        for name, place in ((FP32, model.folder), (shipped, folder))
+    }
+    return download, measure_starts(requests, reporter)

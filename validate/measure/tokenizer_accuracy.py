@@ -28,6 +28,7 @@ from ..metrics.image import (
 )
 from ..metrics.summary import Summary
 from ..metrics.sums import SampleSums, energies
+from ..metrics.worst import Worst, shown_candidate
 from ..quality.reconstruction import QualityMeter, ReconstructionQuality
 
 
@@ -50,7 +51,7 @@ class Codec(Protocol):
         ...
 
 
-class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Compare one quantized tokenizer with the originals and with FP32, on the same images.
 
     ``psnr``, ``ssim``: reconstruction against the original; ``*_reference``: the same of FP32;
@@ -236,8 +237,9 @@ def measure(
     """Run every image through FP32 and each candidate, one image in memory at a time.
 
     `images`: (name, [H, W, 3] uint8, sides >= 11 and of a size the codecs take); `codebook_size`:
-    None if unknown or continuous; the first `keep_images` images are returned with their
-    reconstructions; `progress` is told the number of images done; `meter` sees every image.
+    None if unknown or continuous; the `keep_images` images that the headline candidate brings
+    farthest from FP32 by PSNR are returned with their reconstructions, the worst first; `progress`
+    is told the number of images done; `meter` sees every image.
 
     Raises AccuracyError, naming image and graph, for non-finite values, indices outside the
     codebook and shapes that differ from the reference; and for no images at all.
@@ -246,7 +248,8 @@ def measure(
     others = {name: _Graphs(name, codec, codebook_size) for name, codec in candidates.items()}
     reference_accumulator = _Accumulator()
     accumulators = {name: _Accumulator() for name in others}
-    pictures: list[ComparedImage] = []
+    pictures = Worst[ComparedImage](keep_images)
+    watched = shown_candidate(candidates)
     for done, (name, original) in enumerate(images, start=1):
         _check_image(name, original)
         feed = to_float(original)
@@ -277,11 +280,11 @@ def measure(
             made[candidate] = own, own_tokens
         if meter is not None:
             meter.add(original, (fp32_image, tokens), made)
-        if len(pictures) < keep_images:
-            shown = {candidate: found[0] for candidate, found in made.items()}
-            pictures.append(ComparedImage(name, original, fp32_image, shown))
+        shown = {candidate: found[0] for candidate, found in made.items()}
+        score = accumulators[watched].psnr_vs_fp32[-1] if watched else math.inf
+        pictures.add(score, ComparedImage(name, original, fp32_image, shown))
         progress(done)
     if not reference_accumulator.psnr:
         raise AccuracyError("there are no images to validate with", do="name a folder of images")
     results = {n: t.result(reference_accumulator, codebook_size) for n, t in accumulators.items()}
-    return results, pictures
+    return results, pictures.items()

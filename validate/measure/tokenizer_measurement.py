@@ -18,10 +18,12 @@ from ...samples.base import SampleSource
 from ...samples.crops import Crops
 from ...samples.sources import held_out_crops
 from ...workspace.facts import Exported, tokenizer_of
+from ..machine.watch import MachineLoad
+from ..opinion.feeds import SAMPLES, Feeds, tokenizer_feeds
 from ..quality.open import check_networks, network_digests
 from ..quality.reconstruction import QualityMeter
 from ..report.schema import ENGINE, HALF_PRECISION, QDQ, LatencyRow, Part
-from .measurement import Folders, Measurements, Progress, timed
+from .measurement import Folders, Measurements, Progress, timed, watch
 from .tokenizer_accuracy import measure
 from .tokenizer_sites import measure_sites
 
@@ -92,14 +94,29 @@ class TokenizerMeasurement:
             )
             accuracy[QDQ] = msgspec.structs.replace(accuracy[QDQ], sites=sites)
         latency: dict[Part, LatencyRow] = {}
+        machine: MachineLoad | None = None
         if ENGINE in codecs and self.options.rounds:
             fp32 = open_placed(export)
             image = to_model(next(self.crops.crops()))
-            latency = tokenizer_latency(fp32, codecs[ENGINE], image, self.options)
+            with watch(device) as watched:
+                latency = tokenizer_latency(fp32, codecs[ENGINE], image, self.options)
+            machine = watched.found
         fallbacks = codecs[ENGINE].fallbacks if ENGINE in codecs else ()
         return Measurements(
-            accuracy=accuracy, latency=latency, pictures=pictures, fallbacks=fallbacks
+            accuracy=accuracy,
+            latency=latency,
+            machine=machine,
+            pictures=pictures,
+            fallbacks=fallbacks,
+            feeds=self._feeds(),
         )
+
+    def _feeds(self) -> Feeds:
+        """Return the first images, and their codes by FP32, for a second opinion."""
+        if not self.options.second_opinion:
+            return {}
+        images = (to_model(crop) for crop in islice(self.crops.crops(), SAMPLES))
+        return tokenizer_feeds(ImageTokenizer.reference(self.model.folder), images)
 
 
 def tokenizer_latency(

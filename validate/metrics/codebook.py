@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class CodebookGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CodebookGroup(msgspec.Struct, frozen=True, kw_only=True):
     """Say how one group of channels uses the codebook.
 
     ``used`` is the share of entries that occur, in [0, 1]. ``perplexity`` is exp of the entropy of
@@ -19,7 +19,7 @@ class CodebookGroup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     perplexity: float
 
 
-class CodebookUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CodebookUse(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the use of a codebook of ``size`` entries by ``tokens`` tokens of each group."""
 
     size: int

@@ -35,7 +35,7 @@ CPU_FLAGS = (
 )
 
 
-class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
     """Hold wall-clock times of `n` calls in milliseconds; ``samples_ms`` in order of the rounds."""
 
     p50_ms: float
@@ -58,7 +58,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
 
-class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Speed(msgspec.Struct, frozen=True, kw_only=True):
     """Say how many times faster than the reference: the ratio of both medians, and its interval.
 
     ``low`` and ``high`` are the ends of an interval of 95 %, by drawing rounds again; with too few
@@ -72,7 +72,7 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     verdict: Literal["faster", "slower", "inconclusive"]
 
 
-class Cpu(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Cpu(msgspec.Struct, frozen=True, kw_only=True):
     """Name the processor that latencies were measured on, and its flags that matter for INT8."""
 
     model: str

@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 LIKELIEST = 5
 
 
-class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Compare a candidate's next-token distributions with FP32's, at ``positions`` of them.
 
     ``kl`` is KL(FP32 || candidate) in nats a position. ``top1`` is the share of positions whose
@@ -25,7 +25,8 @@ class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     candidate's five. ``sqnr_db`` compares logits minus their mean over the vocabulary, which
     softmax ignores; None for no error at all. ``cross_entropy`` is that of the true ``tokens``, in
     nats a token, in rows with a class alone; ``cross_entropy_fp32`` is the same of FP32. ``sums``
-    has, by image, what these are made of; a report of version 1 has none.
+    has, by image, what these are made of; a report of version 1 has none. ``kl_by_position`` and
+    ``top1_by_position`` are ``kl`` and ``top1`` at each of the L positions of an image's sequence.
     """
 
     kl: float
@@ -37,6 +38,8 @@ class LogitsAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     positions: int
     tokens: int
     sums: dict[str, tuple[float, ...]] = {}
+    kl_by_position: tuple[float, ...] = ()
+    top1_by_position: tuple[float, ...] = ()
 
 
 class LogitsAccumulator:
@@ -52,6 +55,7 @@ class LogitsAccumulator:
         self._positions = 0
         self._k = LIKELIEST
         self._sums = SampleSums()
+        self._by_position = np.zeros((3, 0))  # rows, divergence and equal likeliest tokens, [3, L]
 
     def add(
         self,
@@ -67,8 +71,9 @@ class LogitsAccumulator:
         """
         wide = [v.astype(np.float64) for v in (reference, value)]
         p, q = (log_softmax(v) for v in wide)
-        diverged = float(np.sum(divergence(p, q)))
-        first = int(np.count_nonzero(p.argmax(axis=-1) == q.argmax(axis=-1)))
+        apart, same = divergence(p, q).sum(axis=-1), p.argmax(axis=-1) == q.argmax(axis=-1)
+        diverged, first = float(np.sum(apart)), int(np.count_nonzero(same))
+        self._add_positions(apart, same)
         self._k = min(LIKELIEST, p.shape[-1])
         own, theirs = (likeliest(v, self._k) for v in (q, p))
         shared = int(np.count_nonzero(theirs[..., :, None] == own[..., None, :]))
@@ -95,6 +100,14 @@ class LogitsAccumulator:
             **energies(*centred),
         )
 
+    def _add_positions(self, apart: Floats, same: NDArray[np.bool_]) -> None:
+        """Add the divergence and the equal likeliest tokens, each [R, L], position by position."""
+        missing = apart.shape[1] - self._by_position.shape[1]
+        if missing > 0:
+            self._by_position = np.pad(self._by_position, ((0, 0), (0, missing)))
+        added = [np.ones(apart.shape), apart, same]
+        self._by_position[:, : apart.shape[1]] += [each.sum(axis=0) for each in added]
+
     def result(self) -> LogitsAccuracy:
         """Return the accuracy over all batches.
 
@@ -102,6 +115,7 @@ class LogitsAccumulator:
             ZeroDivisionError: nothing was added.
         """
         count = self._positions
+        rows, apart, same = self._by_position
         return LogitsAccuracy(
             # Rounding may leave a little less than zero; NaN stays NaN.
             kl=float(np.maximum(0.0, self._divergence / count)),
@@ -113,6 +127,8 @@ class LogitsAccumulator:
             positions=count,
             tokens=self._tokens,
             sums=self._sums.columns(),
+            kl_by_position=tuple(np.maximum(0.0, apart / rows).tolist()),
+            top1_by_position=tuple((same / rows).tolist()),
         )
 
 

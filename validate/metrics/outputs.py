@@ -24,7 +24,7 @@ class Graphs(Protocol):
     def run(self, arrays: Arrays) -> Arrays: ...
 
 
-class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     """Compare one output of a candidate with the FP32 output, over all samples.
 
     For floats: ``sqnr_db`` in dB (None for infinity: no error at all), ``max_error`` the largest

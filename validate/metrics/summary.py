@@ -13,7 +13,7 @@ import msgspec
 from ...errors import AccuracyError
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one number per image, with mean and minimum; None stands for infinity (no error).
 
     The mean leaves infinite values out, so that identical images cannot hide a bad one; it is

@@ -30,7 +30,7 @@ Pair = Callable[[Image, Image], float | None]
 PAIR_NAMES = ("ms_ssim", "lpips", "dists")
 
 
-class PerImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PerImage(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one finite number per image, and their mean."""
 
     mean: float
@@ -51,7 +51,7 @@ class PerImage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return cls(mean=math.fsum(found) / len(found), each=tuple(found))
 
 
-class PairQuality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PairQuality(msgspec.Struct, frozen=True, kw_only=True):
     """Hold one measure of pairs: reconstructions to originals, the same of FP32, and to FP32's."""
 
     original: PerImage
@@ -59,7 +59,7 @@ class PairQuality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     vs_fp32: PerImage
 
 
-class RFid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RFid(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the Frechet distance of originals and reconstructions, and FP32's, in `features`.
 
     With no more ``images`` than the ``width`` of the features it is biased upward.
@@ -72,7 +72,7 @@ class RFid(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     reference: float
 
 
-class ReconstructionQuality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ReconstructionQuality(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what was measured of one quantized tokenizer; the rest is empty or None."""
 
     pairs: dict[str, PairQuality] = {}

@@ -13,7 +13,7 @@ from ..formats import WHOLE
 SHORT = 2  # numbers that are written one by one
 
 
-class DgcRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class DgcRows(msgspec.Struct, frozen=True, kw_only=True):
     """Summarize the rows that distribution-guided calibration (PTQ4ARVG) chose.
 
     It kept ``kept`` of its ``candidates``. ``conditional_share`` of them, 0 to 1, have a class; the
@@ -35,7 +35,7 @@ class DgcRows(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
 
-class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Say whether the calibration samples were enough for the scales to converge.
 
     ``settled`` of ``inputs`` had their scales before the last ``1 - share`` of the samples.

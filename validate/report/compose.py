@@ -19,12 +19,15 @@ from ...workspace.facts import Exported, facts, model_name
 from ...workspace.manifest import Manifest
 from ...workspace.stage import package_versions
 from ..download import GENERATOR_SIZE_NOTE, SIZE_NOTE, Download
+from ..intervals.timing import percentiles, rates
+from ..machine.start import Starts
 from ..measure.candidates import Executed
 from ..measure.measurement import Measurements
 from ..measure.sizes import graph_bytes, running_bytes
 from ..metrics.latency import read_cpu
+from ..opinion.facts import Opinions
 from .calibration import Calibration
-from .gates import Gate, evaluate
+from .gates import Gate, GateResult, evaluate, metric_of
 from .schema import (
     HALF_PRECISION,
     SYNTHETIC,
@@ -35,7 +38,7 @@ from .schema import (
     metrics,
     sizes,
 )
-from .spread import figure, figures
+from .spread import busy_text, figure, figures
 
 
 def finite_metrics(report: Report) -> dict[str, float]:
@@ -55,14 +58,14 @@ def compose_report(
     engines: Mapping[str, Manifest],
     executed: Executed,
     download: Download | None = None,
-    memory: dict[str, int] | None = None,
+    starts: Mapping[str, Starts] | None = None,
     stages: Iterable[Manifest] = (),
     recipe: Recipe | None = None,
 ) -> Report:
     """Return the report of the quantization `name`, with intervals and without gates.
 
     `samples` are the names of those that were measured, `folders` those of the candidates;
-    `download` and `memory` were measured of the one that the report is about. `stages` are the
+    `download` and `starts` were measured of the one that the report is about. `stages` are the
     manifests whose options the report has. `recipe` is that of the workspace's last run, which the
     report has if it is of this quantization and asked for the same.
     """
@@ -91,11 +94,15 @@ def compose_report(
             classes=measured.classes,
         ),
         calibration=Calibration.of(calibrated),
-        sizes=report_sizes(model, folders, quantized, download, memory),
+        sizes=report_sizes(model, folders, quantized, download, peaks(starts or {})),
         accuracy=measured.accuracy,
         outputs=measured.outputs,
         generation=measured.generation,
         latency=measured.latency,
+        percentiles=percentiles(measured.latency),
+        rates=rates(measured.latency, "samples" if measured.outputs else "images"),
+        starts=dict(starts or {}),
+        machine=measured.machine,
         engines=tuple(rows),
         ran={} if executed.key is None else {executed.key: executed.provider},
         fallbacks=measured.fallbacks,
@@ -114,9 +121,26 @@ def compose_report(
 
 
 def judged(report: Report, gates: Iterable[Gate]) -> Report:
-    """Return the report with what its gates found."""
+    """Return the report with what its gates found; one on a time says if the machine was busy."""
     found = evaluate(gates, metrics(report), lambda name, level: figure(report, name, level))
-    return msgspec.structs.replace(report, gates=tuple(found))
+    results = (with_reason(gate, busy_text(report, metric_of(gate.expression))) for gate in found)
+    return msgspec.structs.replace(report, gates=tuple(results))
+
+
+def with_opinions(report: Report, found: Opinions) -> Report:
+    """Return the report with what other ways of running say."""
+    return msgspec.structs.replace(
+        report,
+        second_opinions=found.graphs,
+        figure_opinions=found.figures,
+        opinions_not_run=found.not_run,
+    )
+
+
+def with_reason(gate: GateResult, more: str) -> GateResult:
+    """Return a gate's result that says something more; nothing else of it changes."""
+    reason = "; ".join(text for text in (gate.reason, more) if text)
+    return msgspec.structs.replace(gate, reason=reason or None)
 
 
 def followed(
@@ -141,6 +165,13 @@ def as_json(value: object) -> dict[str, Any]:
     """Return a struct or mapping as JSON has it: a tuple, which equals no list, is one there."""
     found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(value))
     return found
+
+
+def peaks(starts: Mapping[str, Starts]) -> dict[str, int]:
+    """Return the most bytes of memory that each candidate took, as far as the system tells."""
+    return {
+        name: found.memory_bytes for name, found in starts.items() if found.memory_bytes is not None
+    }
 
 
 def executed_row(row: EngineRow) -> EngineRow:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, groupby
 
 from ...engines.facts import EXECUTED, EngineProof, EngineRow
-from ..formats import MS, SECONDS, SHARE, TIMES, error_text, size
-from .cells import CANDIDATES, joined, numbered, stem
+from ..formats import MS, SECONDS, SHARE, TIMES, size
+from .cells import joined, numbered, stem
 from .page import Badge, Level, Table
 from .schema import Report
 
@@ -21,10 +21,6 @@ OF_PROOFS = (
     "precision. Kernels that only convert change types or move data. Kernels and constants of "
     "numbered graphs that are alike are added up."
 )
-OF_SECOND_OPINIONS = (
-    "The outputs of our session and of Polygraphy's runner for ONNX Runtime, fed alike. The feeds "
-    "lie in the folder second-opinion: polygraphy run GRAPH.onnx --onnxrt --load-inputs GRAPH.json."
-)
 
 
 OF_SPEEDS = (
@@ -36,14 +32,8 @@ OF_SPEEDS = (
 
 
 def engine_tables(report: Report) -> tuple[Table, ...]:
-    """Return the tables on engines, and on the sessions that figures were measured in."""
-    return (
-        _engines(report),
-        _speeds(report),
-        _proofs(report),
-        _exceptions(report),
-        _second_opinions(report),
-    )
+    """Return the tables on engines."""
+    return _engines(report), _speeds(report), _proofs(report), _exceptions(report)
 
 
 def _engines(report: Report) -> Table:
@@ -193,22 +183,4 @@ def _exceptions(report: Report) -> Table:
         ),
         caption="report.json names every one.",
         folded=True,
-    )
-
-
-def _second_opinions(report: Report) -> Table:
-    return Table(
-        title="Second opinion",
-        header=("Graph", "Of", "Outputs", "Largest difference", "Verdict"),
-        rows=tuple(
-            (
-                row.graph,
-                CANDIDATES.get(row.candidate, "FP32 graph (reference session)"),
-                str(row.outputs),
-                error_text(row.max_error),
-                Badge("agrees", "good") if row.agrees else Badge("differs", "bad"),
-            )
-            for row in report.second_opinions
-        ),
-        caption=OF_SECOND_OPINIONS,
     )

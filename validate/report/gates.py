@@ -67,7 +67,7 @@ class Gate:
         return above and _OPERATORS[self.operator](value, self.threshold)
 
 
-class GateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     """Say what a gate found; ``value`` is None if not measured or infinite, see ``reason``.
 
     ``passed`` is whether the verdict is that. A gate that asks for a level has the interval that it

@@ -21,7 +21,7 @@ from ..metrics.logits import perplexity
 from .cells import CANDIDATES, SHORT
 from .interval_tables import column_title, headline_interval
 from .page import KeyFigure, Table
-from .schema import FP32, LatencyRow, Report, metrics
+from .schema import FP32, Report, metrics
 
 ROWS: tuple[tuple[str, str, Format], ...] = (
     ("Divergence of the logits, KL a token", "kl", NATS),
@@ -113,8 +113,15 @@ def _forced(report: Report) -> Table:
     return _measured(report, ROWS, reference, title="The same tokens given to both")
 
 
+def same_seed_caption(report: Report) -> str:
+    """Return how images of one seed come to differ; empty for what is no generator."""
+    if not report.generation:
+        return ""
+    return OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS
+
+
 def _images(report: Report) -> Table:
-    caption = OF_TOKENS if any(map(_has_tokens, _shown(report).values())) else OF_LATENTS
+    caption = same_seed_caption(report)
     return _measured(report, IMAGE_ROWS, {}, title="Images of the same seeds", caption=caption)
 
 
@@ -162,18 +169,6 @@ def _each_image(report: Report) -> Table:
     )
 
 
-def rates(report: Report) -> Table:
-    """Return what a generator makes in a second, by the median rounds."""
-    tokens, total = report.latency.get("tokens"), report.latency.get("total")
-    rows = []
-    if tokens is not None and total is not None and tokens.tokens is not None:
-        rows = [
-            ("Tokens a second, without the image decoder", *per_second(tokens, tokens.tokens)),
-            ("Images a second", *per_second(total, total.batch)),
-        ]
-    return Table(title="Rates", header=("What", "FP32", "Engine"), rows=tuple(rows))
-
-
 def memory_table(report: Report) -> Table:
     """Return what an image takes in memory while a batch is made, beside weights."""
     names = {FP32: "FP32", **CANDIDATES}
@@ -209,12 +204,6 @@ def cache_table(report: Report) -> Table:
         caption="Rounding alone, on samples that scales were not fitted to.",
         folded=True,
     )
-
-
-def per_second(row: LatencyRow, count: int) -> tuple[str, str]:
-    """Return the rates of FP32 and the engine, where a round makes `count`."""
-    fp32, engine = (f"{1000 * count / times.p50_ms:.4g}" for times in (row.fp32, row.engine))
-    return fp32, engine
 
 
 def generator_key_figures(report: Report) -> list[KeyFigure]:

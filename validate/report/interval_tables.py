@@ -16,6 +16,7 @@ METHODS = {
     "percentile": "bootstrap, percentiles",
     "t": "Student's t, few samples",
     "exact": "exact, of a share",
+    "order": "between two of the samples",
 }
 
 
@@ -55,6 +56,8 @@ def interval_table(report: Report) -> Table:
         ),
         caption="Of samples like these: an interval says nothing of other data.",
         folded=True,
+        filters=("Of",),
+        nouns="figures",
     )
 
 

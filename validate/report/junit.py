@@ -14,6 +14,7 @@ from .gates import Gate, metric_of, parse_gate
 from .interval_tables import headline_interval
 from .schema import METRIC_NAMES, Report, metrics
 from .site_tables import site_outputs
+from .spread import busy_text
 
 SITE_GATE = "site_sqnr_db"
 # Properties of the suite of gates: the main figures, whether gates read them or not.
@@ -65,6 +66,7 @@ def add_gates(root: ElementTree.Element, report: Report, seconds: float) -> None
         )
         of_case = {"value": "" if gate.value is None else metric_text(name, gate.value)}
         of_case |= {"interval": headline_interval(report, name)}
+        of_case |= {"machine": busy_text(report, name)}
         of_case |= {"samples": "" if gate.n is None else str(gate.n)}
         add_properties(case, {key: text for key, text in of_case.items() if text})
         if not gate.passed:

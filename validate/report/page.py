@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...extras import require_packages
-from .chart import NARROW, WIDE, Chart, svg
+from .charts.chart import NARROW, WIDE
+from .charts.drawing import Drawing, svg
+from .pictures.rows import DIFFERENCE_FACTOR, MOST_BYTES, TIMES, ImageRow, data_uri, fitting
 
 Level = Literal["good", "bad", "warn", "plain"]
 # A figure with its unit, or the range between two: such a cell stays on one line.
@@ -51,7 +50,9 @@ Cell = str | Badge | Link
 class Table:
     """Hold cells as text; every row is as long as the header.
 
-    `folded` tables open on a click in HTML.
+    `folded` tables open on a click in HTML. Those with `filters`, the names of some columns, can be
+    filtered there by a text and by these columns; a row may stand for several `nouns`, whose names
+    are its `members`.
     """
 
     title: str
@@ -59,6 +60,14 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     folded: bool = False
+    filters: tuple[str, ...] = ()
+    nouns: str = "rows"
+    members: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Return how many nouns the rows stand for."""
+        return sum(map(len, self.members)) if self.members else len(self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,30 +78,6 @@ class KeyFigure:
     value: str
     detail: str
     level: Level = "plain"
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """Hold an image, [H, W, 3] uint8, and its file relative to the page."""
-
-    caption: str
-    file: str
-    pixels: NDArray[np.uint8]
-
-    def png(self) -> bytes:
-        from PIL import Image as PilImage
-
-        stream = io.BytesIO()
-        PilImage.fromarray(self.pixels).save(stream, format="PNG")
-        return stream.getvalue()
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    """Hold images that belong side by side, four in a row or as many as there are."""
-
-    title: str
-    images: tuple[Image, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +91,7 @@ class Page:
     key_figures: tuple[KeyFigure, ...] = ()
     image_rows: tuple[ImageRow, ...] = ()
     image_rows_caption: str = ""
-    charts: tuple[Chart, ...] = ()
+    charts: tuple[Drawing, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -124,27 +109,45 @@ def table_markdown(table: Table) -> str:
 
 
 def to_html(page: Page) -> str:
-    """Return the page as one HTML file: styles and images inside, nothing loaded from outside."""
+    """Return the page as one HTML file: styles and images inside, nothing loaded from outside.
+
+    It has MOST_BYTES at most, unless tables alone take more: the last images are left out.
+    """
+    room = MOST_BYTES - len(_html(replace(page, image_rows=())).encode())
+    shown = fitting(page.image_rows, room)
+    left = len(page.image_rows) - len(shown)
+    more = f" {left} more lie in the folder samples beside this page." if left else ""
+    caption = page.image_rows_caption + more
+    return _html(replace(page, image_rows=shown, image_rows_caption=caption if shown else more))
+
+
+def _html(page: Page) -> str:
     require_packages("report")
     import jinja2
     import markupsafe
 
+    templates = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(templates),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = _data_uri
+    environment.filters["data_uri"] = data_uri
     environment.filters["svg"] = lambda chart, width: markupsafe.Markup(svg(chart, width))
-    environment.globals["chart_widths"] = {"wide": WIDE, "narrow": NARROW}
     environment.filters["is_number"] = lambda cell: bool(_NUMBER.fullmatch(str(cell)))
-    return environment.get_template("report.html.j2").render(page=page)
-
-
-def _data_uri(image: Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(image.png()).decode("ascii")
+    # The one program that the page may run, by its digest: a name from outside cannot be another.
+    program = (templates / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(program.encode()).digest()).decode("ascii")
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        chart_widths={"wide": WIDE, "narrow": NARROW},
+        times=TIMES,
+        first_times=DIFFERENCE_FACTOR,
+        program=markupsafe.Markup(program),
+        digest=digest,
+    )
 
 
 def _cell(value: Cell) -> str:
@@ -174,6 +177,8 @@ def _markdown_lines(page: Page) -> Iterator[str]:
         yield from ("", "## Images", "", page.image_rows_caption)
     for image_row in page.image_rows:
         yield from ("", f"### {image_row.title}", "")
+        if image_row.detail:
+            yield from (image_row.detail, "")
         yield _row(tuple(image.caption for image in image_row.images))
         yield _row(tuple("---" for _ in image_row.images))
         yield _row(tuple(f"![{image.caption}]({image.file})" for image in image_row.images))

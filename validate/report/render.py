@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from ...errors import WorkspaceError
 from ..download import largest_part
@@ -16,25 +13,19 @@ from ..formats import DB, MS, SHARE, SSIM, TIMES, size
 from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
 from .cells import CANDIDATES
+from .charts.latency import latency_charts
+from .charts.positions import position_charts
 from .files import encode_report
 from .gates import metric_of
-from .generation_tables import generator_key_figures
+from .generation_tables import generator_key_figures, same_seed_caption
 from .junit import junit
 from .notes import noun, report_notes
-from .page import Badge, Image, ImageRow, KeyFigure, Page, to_html, to_markdown
-from .schema import ENGINE, QDQ, SYNTHETIC, Report, Sizes, metrics
+from .page import Badge, KeyFigure, Page, to_html, to_markdown
+from .pictures.compared import CAPTION, image_rows
+from .schema import FP32, QDQ, SYNTHETIC, Report, Sizes, metrics
 from .site_tables import site_charts
-from .spread import INCONCLUSIVE, figures, inconclusive_metrics
+from .spread import INCONCLUSIVE, busy_text, figures, inconclusive_metrics
 from .tables import report_tables
-
-DIFFERENCE_FACTOR = 8
-
-
-def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return |a - b| times DIFFERENCE_FACTOR, clamped to 255; uint8 images of one shape."""
-    gap = np.abs(a.astype(np.int16) - b.astype(np.int16)) * DIFFERENCE_FACTOR
-    clamped: NDArray[np.uint8] = np.minimum(gap, 255).astype(np.uint8)
-    return clamped
 
 
 def write_report(
@@ -66,12 +57,9 @@ def report_page(report: Report, pictures: Sequence[ComparedImage]) -> Page:
         verdict=_verdict(report),
         warnings=_warnings(report),
         key_figures=_key_figures(report),
-        image_rows=_generated_image_rows(report, pictures)
-        if report.generation
-        else tuple(_image_row(i, p) for i, p in enumerate(pictures)),
-        image_rows_caption=f"Difference: |quantized \u2212 FP32| times {DIFFERENCE_FACTOR}, "
-        "clamped; black is no difference.",
-        charts=site_charts(report),
+        image_rows=image_rows(pictures),
+        image_rows_caption=f"{CAPTION} {same_seed_caption(report)}".rstrip() if pictures else "",
+        charts=(*site_charts(report), *position_charts(report), *latency_charts(report)),
         tables=report_tables(report),
         notes=report_notes(report),
     )
@@ -102,6 +90,8 @@ def _verdict(report: Report) -> Badge:
     plain = [gate for gate in report.gates if gate.n is None]
     chance = sum(metric_of(gate.expression) in doubtful for gate in plain)
     open_text = f", {chance} on an {INCONCLUSIVE} figure" if chance else ""
+    busy = sum(bool(busy_text(report, metric_of(gate.expression))) for gate in report.gates)
+    open_text += f", {busy} timed on a busy machine" if busy else ""
     passed = "its gate" if count == 1 else f"all {count} gates"
     return Badge(f"Passed: {passed}{open_text}", "good")
 
@@ -116,6 +106,8 @@ def _warnings(report: Report) -> tuple[str, ...]:
         )
     if SYNTHETIC in report.data.calibration:
         warnings.append(f"Calibrated on synthetic noise, not on {noun(report)}.")
+    if report.busy:
+        warnings.append(f"Timed on a busy machine: {report.busy}. Speeds may not repeat.")
     if report.headline == QDQ:
         warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
     return tuple(warnings)
@@ -169,11 +161,34 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
             KeyFigure(
                 label="Speed against FP32",
                 value=INCONCLUSIVE if doubtful else ratio,
-                detail=f"{ratio}, {times}" if doubtful else times,
-                level="warn" if doubtful or total.speed.verdict == "slower" else "plain",
+                detail=(f"{ratio}, {times}" if doubtful else times) + _busy_detail(report),
+                level="warn"
+                if doubtful or report.busy or total.speed.verdict == "slower"
+                else "plain",
             )
         )
-    return tuple(figures)
+    return (*figures, *_start_key_figure(report))
+
+
+def _busy_detail(report: Report) -> str:
+    return f"; busy: {report.busy}" if report.busy else ""
+
+
+def _start_key_figure(report: Report) -> tuple[KeyFigure, ...]:
+    """Return how long the headline candidate takes from nothing to its first image."""
+    own, fp32 = report.starts.get(report.headline or ""), report.starts.get(FP32)
+    if own is None or fp32 is None or own.first_median is None or fp32.first_median is None:
+        return ()
+    parts = [f"FP32 {MS(fp32.load_median + fp32.first_median)}"]
+    if own.memory_bytes is not None and fp32.memory_bytes is not None:
+        parts.append(f"memory {size(own.memory_bytes)}, FP32's {size(fp32.memory_bytes)}")
+    return (
+        KeyFigure(
+            label="Start to first image",
+            value=MS(own.load_median + own.first_median),
+            detail="; ".join(parts),
+        ),
+    )
 
 
 def _drop_text(drop: str, doubtful: bool) -> str:
@@ -205,50 +220,4 @@ def _size_key_figure(sizes: Sizes) -> KeyFigure:
         value=f"{TIMES(sizes.download_compression)} smaller",
         detail=f"{size(sizes.fp32_running_bytes)} to {size(shipped.bytes)}, "
         f"{largest_part(shipped)}; runs expanded, {TIMES(sizes.compression)} smaller: {runs}",
-    )
-
-
-def _image_row(index: int, picture: ComparedImage) -> ImageRow:
-    stem = stem_of(index, picture)
-    shown = next((c for c in (ENGINE, QDQ) if c in picture.candidates), None)
-    images = [Image("FP32", f"{stem}-fp32.png", picture.reference)]
-    if picture.original is not None:
-        images.insert(0, Image("Original", f"{stem}-original.png", picture.original))
-    if shown is not None:
-        quantized = picture.candidates[shown]
-        gap = difference(picture.reference, quantized)
-        images += [
-            Image(f"Quantized: {CANDIDATES[shown]}", f"{stem}-{shown}.png", quantized),
-            Image(f"Difference \u00d7{DIFFERENCE_FACTOR}", f"{stem}-difference.png", gap),
-        ]
-    return ImageRow(picture.name, tuple(images))
-
-
-def stem_of(index: int, picture: ComparedImage) -> str:
-    return f"samples/{index:03d}-" + re.sub(r"[^A-Za-z0-9_-]+", "_", picture.name)
-
-
-def _generated_image_rows(
-    report: Report, pictures: Sequence[ComparedImage]
-) -> tuple[ImageRow, ...]:
-    """Return rows of FP32's images, each candidate's, and how the headline's differ."""
-    if not pictures:
-        return ()
-    rows = {"fp32": ("FP32", [p.reference for p in pictures])}
-    for key, title in CANDIDATES.items():
-        if key in pictures[0].candidates:
-            rows[key] = (title, [p.candidates[key] for p in pictures])
-    shown = report.headline
-    if shown in rows:
-        gaps = [difference(p.reference, p.candidates[shown]) for p in pictures]
-        rows["difference"] = (f"Difference of the last \u00d7{DIFFERENCE_FACTOR}", gaps)
-    return tuple(
-        ImageRow(
-            title,
-            tuple(
-                Image(p.name.split(", ")[-1], f"{stem_of(k, p)}-{key}.png", image)
-                for k, (p, image) in enumerate(zip(pictures, images, strict=True))
-            ),
-        )
-        for key, (title, images) in rows.items()
     )

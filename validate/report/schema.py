@@ -14,12 +14,14 @@ from ...quantize.facts import CacheRow, SiteRow
 from ..download import SIZE_NOTE, Download
 from ..generation_memory import GenerationMemory
 from ..intervals.figure import Figure
+from ..machine.start import Starts
+from ..machine.watch import MachineLoad
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
-from ..measure.second_opinion import SecondOpinion
 from ..measure.tokenizer_accuracy import CandidateAccuracy
 from ..metrics.image import decibels
 from ..metrics.latency import Cpu, Latency, Speed
 from ..metrics.outputs import WORST_NAMES, OutputAccuracy, worst
+from ..opinion.facts import FigureOpinion, SecondOpinion
 from ..quality.reconstruction import QUALITY_METRICS
 from .calibration import Calibration
 from .gates import GateResult, Verdict
@@ -40,7 +42,7 @@ CANDIDATES = (QDQ, HALF_PRECISION, ENGINE)
 Part = Literal["total", "encoder", "decoder", "tokens"]
 
 
-class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Data(msgspec.Struct, frozen=True, kw_only=True):
     """Name the images or samples that were measured, and those that set the ranges.
 
     For a generator, ``pictures`` are the images that FP32 and the candidates made, with
@@ -54,7 +56,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     classes: tuple[int, ...] = ()
 
 
-class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """Hold bytes on disk; `sizes` makes it and computes the ratios.
 
     ``running_bytes`` are of what a candidate's session opens. ``compression`` is FP32's bytes over
@@ -81,7 +83,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return next((name for name in (ENGINE, QDQ) if name in self.running_bytes), None)
 
 
-class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LatencyRow(msgspec.Struct, frozen=True, kw_only=True):
     """Compare FP32 and the executed engine, interleaved; ``shape`` is the image's or first input's.
 
     A generator's ``tokens`` are those made in one call, for ``batch`` images.
@@ -96,7 +98,7 @@ class LatencyRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tokens: int | None = None
 
 
-class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """Name the machine of a validation as far as it decides figures and speeds."""
 
     system: str
@@ -104,16 +106,18 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     processors: int
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Hold all results of a validation; ``accuracy`` is by candidate ("qdq", "twin", "engine").
 
     So are ``outputs``, which custom graphs have in its place, and a generator's ``generation``.
     ``ran`` says by engine folder which device and provider executed it, ``fallbacks`` what of it
     ran on the CPU instead. ``memory`` is by candidate, of FP32 too. ``figures`` has each metric
-    with its interval, by candidate and name. ``options`` are those of each stage, ``recipe`` the
-    one that `run` followed, if it is this one. ``networks`` has the sha256 of those that measured,
-    by option. ``kept_if_faster`` says by engine folder which sites keep their rounded inputs, where
-    those alone do that are faster so.
+    with its interval, by candidate and name, ``percentiles`` the times of each part
+    (``total.engine.p90_ms``), ``rates`` what is made in a second (``engine.images_per_s``).
+    ``starts`` are by candidate, of FP32 too; ``machine`` says what else ran while rounds were
+    timed. ``options`` are those of each stage, ``recipe`` the one that `run` followed, if it is
+    this one. ``networks`` has the sha256 of those that measured, by option. ``kept_if_faster`` says
+    by engine folder which sites keep their rounded inputs, where those alone do that are faster so.
     """
 
     schema: Literal["arvg-trt/report/v2"] = "arvg-trt/report/v2"
@@ -135,8 +139,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     caches: tuple[CacheRow, ...] = ()
     memory: dict[str, GenerationMemory] = {}
     second_opinions: tuple[SecondOpinion, ...] = ()
+    figure_opinions: tuple[FigureOpinion, ...] = ()
+    opinions_not_run: tuple[str, ...] = ()
     gates: tuple[GateResult, ...] = ()
     figures: dict[str, Figure] = {}
+    percentiles: dict[str, Figure] = {}
+    rates: dict[str, Figure] = {}
+    starts: dict[str, Starts] = {}
+    machine: MachineLoad | None = None
     options: dict[str, dict[str, Any]] = {}
     networks: dict[str, str] = {}
     recipe: dict[str, Any] | None = None
@@ -162,6 +172,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return the candidate that gates read: the engine as executed, else the Q/DQ graph."""
         measured = {*self.accuracy, *self.outputs, *self.generation}
         return next((name for name in (ENGINE, QDQ) if name in measured), None)
+
+    @property
+    def busy(self) -> str:
+        """Return what others did while rounds were timed, if the machine was busy; else ""."""
+        return self.machine.text if self.machine is not None and self.machine.busy else ""
 
     @property
     def passed(self) -> bool | None:

@@ -9,7 +9,7 @@ from ...quantize.facts import SiteRow
 from ..formats import DB
 from ..metrics.image import decibels
 from .cells import joined
-from .chart import Chart, Series
+from .charts.chart import Chart, Series
 from .page import Table
 from .schema import QDQ, Report
 
@@ -35,8 +35,9 @@ def site_outputs(report: Report) -> Outputs:
 
 
 def site_table(report: Report) -> Table:
-    """Return the table of sites."""
+    """Return the plan as a table, site by site, with what each site costs."""
     outputs = site_outputs(report)
+    groups = _alike(report, outputs)
     return Table(
         title="Sites",
         header=(
@@ -44,9 +45,12 @@ def site_table(report: Report) -> Table:
             *(("Output SQNR",) if outputs else ()),
             "Why not quantized",
         ),
-        rows=tuple(_row(sites, outputs) for sites in _alike(report, outputs)),
+        rows=tuple(_row(sites, outputs) for sites in groups),
         caption=OF_OUTPUTS if outputs else OF_SITES,
         folded=True,
+        filters=("Graph", "Weight", "Activation"),
+        nouns="sites",
+        members=tuple(tuple(site.name for site in sites) for sites in groups),
     )
 
 

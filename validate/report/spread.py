@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from ..intervals.bootstrap import LEVEL
-from ..intervals.figure import COUNTED, Figure, plain
+from ..intervals.figure import COUNTED, TIMED, Figure, plain
 from ..intervals.figures import sampled
 from .schema import Part, Report, metrics
 
@@ -67,6 +67,13 @@ def inconclusive_metrics(report: Report) -> tuple[str, ...]:
         if row.speed.verdict == INCONCLUSIVE:
             names.append("speedup" if part == "total" else f"{part}.speedup")
     return tuple(names)
+
+
+def busy_text(report: Report, metric: str) -> str:
+    """Return that a metric was timed on a busy machine, and what others did; "" for all others."""
+    if plain(metric) not in TIMED or not report.busy:
+        return ""
+    return f"timed on a busy machine: {report.busy}"
 
 
 def may_be(found: Figure, value: float) -> bool:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from ..download import PARTS
-from ..formats import COSINE, DB, MS, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
+from ..formats import COSINE, DB, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
 from ..metrics.image import decibels
-from ..metrics.latency import Latency
+from ..opinion.tables import opinion_tables
 from ..quality.tables import QUALITY_ROWS, codebook_table, quality_caption, quality_reference
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
 from .gates import GateResult, Verdict, metric_of
-from .generation_tables import cache_table, generator_tables, memory_table, rates
+from .generation_tables import cache_table, generator_tables, memory_table
 from .interval_tables import TITLE, column_title, headline_interval, interval_table
 from .page import Badge, Level, Table
 from .schema import ENGINE, FP32, HALF_PRECISION, QDQ, Report, Sizes, metrics
 from .site_tables import site_table
 from .spread import INCONCLUSIVE, inconclusive_metrics
+from .timing_tables import timing_tables
 
 WITHIN_SPREAD = f"{INCONCLUSIVE}: the figure may be chance"
 
@@ -28,11 +29,11 @@ def report_tables(report: Report) -> tuple[Table, ...]:
         codebook_table(report),
         _outputs(report),
         *generator_tables(report),
-        _latency(report),
-        rates(report),
+        *timing_tables(report),
         memory_table(report),
         _sizes(report),
         *engine_tables(report),
+        *opinion_tables(report),
         _images(report),
         interval_table(report),
         site_table(report),
@@ -136,44 +137,6 @@ def _outputs(report: Report) -> Table:
     )
 
 
-def _latency(report: Report) -> Table:
-    def verdict(text: str) -> str | Badge:
-        return text if text == "faster" else Badge(text, "warn")
-
-    rows: list[tuple[str | Badge, ...]] = []
-    for part, row in report.latency.items():
-        speed = (
-            TIMES(row.speed.ratio),
-            f"{TIMES(row.speed.low)} to {TIMES(row.speed.high)}",
-            verdict(row.speed.verdict),
-        )
-        rows += [(f"{part}, FP32", *_times(row.fp32), "", "", "")]
-        rows += [(f"{part}, engine", *_times(row.engine), *speed)]
-    return Table(
-        title="Latency",
-        header=("Part", "p50", "p90", "p99", "min", "Speed", TITLE, "Verdict"),
-        rows=tuple(rows),
-        caption=f"On {report.cpu.model}: {_settings(report)}. A speed above 1 is faster.",
-    )
-
-
-def _times(found: Latency) -> tuple[str, ...]:
-    return MS(found.p50_ms), MS(found.p90_ms), MS(found.p99_ms), MS(found.min_ms)
-
-
-def _settings(report: Report) -> str:
-    """Return what was timed and how; parts that were timed alike are said once."""
-    fed = "image" if report.accuracy or report.generation else "input"
-    parts: dict[str, list[str]] = {}
-    for part, row in report.latency.items():
-        shape = " \u00d7 ".join(str(n) for n in row.shape)
-        threads = f"{row.threads} threads" if row.threads else "all threads"
-        parts.setdefault(f"{fed} {shape}, {threads}, {row.engine.n} rounds", []).append(part)
-    if len(parts) == 1:
-        return next(iter(parts))
-    return "; ".join(f"{', '.join(names)}: {text}" for text, names in parts.items())
-
-
 def _sizes(report: Report) -> Table:
     sizes = report.sizes
     graphs = tuple(
@@ -197,7 +160,7 @@ def _sizes(report: Report) -> Table:
             *graphs,
             *running,
             *_download_rows(sizes),
-            *_memory_rows(sizes),
+            *(() if report.starts else _memory_rows(sizes)),
             ("FP32 weights of quantized graphs", size(sizes.fp32_weight_bytes)),
             ("Their weights in weights.safetensors", size(sizes.packed_weight_bytes)),
             ("Weights alone, smaller than FP32 weights", packed),

@@ -13,6 +13,7 @@ from ..job import ExportJob
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from ....export.facts import Difference
     from ....export.weight_file import WeightFile
@@ -50,6 +51,12 @@ class LlamaExporter(TokenMapExporter[Model, "LlamagenVq"]):
         from .write import export_llama
 
         return export_llama(model, weights, properties, job.form)
+
+    def teacher_forced(self, model: Model) -> Module:
+        """Return the module of full.onnx."""
+        from .graphs import TeacherForcedGraph
+
+        return TeacherForcedGraph(model)
 
     def step_references(
         self, job: ExportJob, model: Model, labels: Tensor, tokens: Tensor

@@ -84,12 +84,31 @@ def test_distances_are_of_all_pictures_and_chance_has_its_own() -> None:
     assert row.distance == pytest.approx(frechet_distance(sets[0], sets[1]))
     assert row.floor == pytest.approx(frechet_distance(sets[0], sets[2]))
     assert (row.key, row.features, row.width) == ("frechet_latent", "mean colour", 3)
-    assert [p.name for p in kept] == list(NAMES[:3])
+    each = found["qdq"].psnr_vs_fp32.each
+    assert each == pytest.approx([psnr(a, b) for a, b in zip(one, two, strict=True)])
+    worst = sorted(range(5), key=lambda k: each[k])[:3]
+    assert worst != [0, 1, 2] and [p.name for p in kept] == [NAMES[k] for k in worst]
     assert all(p.original is None for p in kept)
-    for k, picture in enumerate(kept):
+    for k, picture in zip(worst, kept, strict=True):
+        assert np.array_equal(picture.reference, one[k])
         assert np.array_equal(picture.candidates["qdq"], two[k])
-        expected = psnr(one[k], two[k])
-        assert found["qdq"].psnr_vs_fp32.each[k] == pytest.approx(expected)
+
+
+def test_one_picture_and_pictures_without_error_are_kept_too() -> None:
+    tokens = np.zeros((5, 6), int)
+    _, kept = compared((pictures(1), tokens), (pictures(1), tokens), keep=2)
+    assert [p.name for p in kept] == list(NAMES[:2])
+    one = (pictures(1)[:1], tokens[:1])
+    _, alone = measure_generated_images(
+        NAMES[:1],
+        cut(*one),
+        {"qdq": cut(*one)},
+        networks=(),
+        others=(),
+        keep=3,
+        progress=lambda done: None,
+    )
+    assert [p.name for p in alone] == [NAMES[0]]
 
 
 def test_pictures_too_small_for_ssim_have_none() -> None:

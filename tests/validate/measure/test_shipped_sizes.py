@@ -11,7 +11,7 @@ import pytest
 from arvg_trt.engines.packed.write import known_weights, pack_folder
 from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.runtime.packed.expand import untold
-from arvg_trt.validate.measure.memory import STATUS, MemoryRequest, measure_memory
+from arvg_trt.validate.machine.start import STATUS, StartRequest, measure_starts
 from arvg_trt.validate.measure.sizes import measure_download
 from arvg_trt.workspace.stage import SilentReporter
 
@@ -45,8 +45,8 @@ class Warned(SilentReporter):
         self.lines.append(line)
 
 
-def request(folder: Path) -> MemoryRequest:
-    return MemoryRequest(folder=str(folder), kind="custom", side=8, threads=1)
+def request(folder: Path) -> StartRequest:
+    return StartRequest(folder=str(folder), kind="custom", side=8, threads=1)
 
 
 @pytest.mark.skipif(not STATUS.is_file(), reason="Linux says it of a process")
@@ -60,9 +60,11 @@ def test_memory_grows_with_the_weights_that_are_opened(tmp_path: Path) -> None:
         weights = [(f"w{k}", rng.normal(size=square).astype(np.float32)) for k in range(count)]
         with SharedWeights(folder) as file:
             file.write(ir.from_proto(linears(*weights)), "model")
-        bytes_taken = measure_memory(request(folder), SilentReporter())
-        assert bytes_taken is not None
-        found.append(bytes_taken)
+        starts = measure_starts({name: request(folder)}, SilentReporter(), count=1)[name]
+        assert starts.memory_bytes is not None
+        assert len(starts.load_ms) == 1 and starts.load_ms[0] > 0
+        assert starts.first_ms == () and starts.first_median is None and not starts.device_bytes
+        found.append(starts.memory_bytes)
     weights_bytes = 1023 * 4 * SIDE * SIDE
     assert weights_bytes < found[1] - found[0] < 8 * weights_bytes
 
@@ -70,6 +72,6 @@ def test_memory_grows_with_the_weights_that_are_opened(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     reporter = Warned()
-    assert measure_memory(request(tmp_path), reporter) is None
-    (line,) = reporter.lines
-    assert line.startswith("memory was not measured: ") and "model.onnx" in line
+    assert measure_starts({"qdq": request(tmp_path)}, reporter) == {}
+    (line,) = reporter.lines  # once, not at every start
+    assert line.startswith("memory and start of qdq were not measured: ") and "model.onnx" in line

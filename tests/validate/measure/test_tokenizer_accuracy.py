@@ -83,17 +83,20 @@ def test_identical_images_do_not_hide_a_bad_one_in_the_mean() -> None:
     )
 
 
-def test_only_the_asked_number_of_pictures_is_kept_and_progress_counts_images() -> None:
+def test_the_worst_pictures_are_kept_in_order_and_progress_counts_images() -> None:
     seen: list[int] = []
-    _, pictures = measure(
-        iter(make_images()),
+    results, pictures = measure(
+        reversed(make_images()),
         GreyCodec(),
         {"qdq": GreyCodec(offset=0.2)},
         codebook_size=None,
         keep_images=2,
         progress=seen.append,
     )
-    assert [p.name for p in pictures] == ["set/0.png", "set/1.png"]
+    figures = results["qdq"].psnr_vs_fp32.each
+    order = sorted(range(3), key=lambda k: figures[k] or math.inf)
+    assert order != [0, 1, 2]
+    assert [p.name for p in pictures] == [f"set/{2 - k}.png" for k in order[:2]]
     assert seen == [1, 2, 3]
     tokens, _ = GreyCodec(offset=0.2).encode(to_float(pictures[0].original))
     assert tokens is not None

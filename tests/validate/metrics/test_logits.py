@@ -92,3 +92,24 @@ def test_a_vocabulary_of_fewer_than_five_tokens_shares_them_all() -> None:
     p, q, tokens, rows = case(3)
     found = measured(p[..., :3], q[..., :3], tokens % 3, rows)
     assert found.top5 == 1.0
+
+
+def test_positions_have_their_own_figures_whose_mean_is_the_whole() -> None:
+    p, q, tokens, rows = case(4)
+    found = measured(p, q, tokens, rows)
+    assert len(found.kl_by_position) == len(found.top1_by_position) == LENGTH
+    for t in range(LENGTH):
+        alone = measured(p[:, t : t + 1], q[:, t : t + 1], tokens[:, t : t + 1], rows)
+        assert found.kl_by_position[t] == pytest.approx(alone.kl, rel=1e-12)
+        assert found.top1_by_position[t] == pytest.approx(alone.top1, rel=1e-12)
+    assert np.mean(found.kl_by_position) == pytest.approx(found.kl, rel=1e-12)
+
+
+def test_rows_of_other_lengths_count_where_they_are() -> None:
+    p, q, tokens, rows = case(5)
+    tally = LogitsAccumulator()
+    tally.add(p[:1, :2], q[:1, :2], tokens[:1, :2], rows[:1])
+    tally.add(p[1:], q[1:], tokens[1:], rows[1:])
+    found = tally.result()
+    last = measured(p[1:, -1:], q[1:, -1:], tokens[1:, -1:], rows[1:])
+    assert found.kl_by_position[-1] == pytest.approx(last.kl, rel=1e-12)

@@ -16,9 +16,13 @@ from arvg_trt.validate.compare.compare import compare
 from arvg_trt.validate.compare.page import comparison_html
 from arvg_trt.validate.index import IndexedBundle, ReportIndex, make_index
 from arvg_trt.validate.index_page import index_page
+from arvg_trt.validate.machine.gpu import GpuState
+from arvg_trt.validate.machine.start import Starts
+from arvg_trt.validate.machine.watch import MachineLoad
 from arvg_trt.validate.measure.generator_accuracy import GeneratedImageAccuracy, GeneratorAccuracy
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.metrics.summary import Summary
+from arvg_trt.validate.opinion.facts import FigureOpinion, SecondOpinion
 from arvg_trt.validate.report.files import encode_report
 from arvg_trt.validate.report.page import Page, Table, to_html
 from arvg_trt.validate.report.render import report_page, write_report
@@ -156,7 +160,60 @@ def with_all_tables(report: Report) -> Report:
         latency={"total": row, "encoder": row, "decoder": row},
         engines=engines,
         sites=(*sites, *left),
+        **timing_and_opinions(),
     )
+
+
+def timing_and_opinions() -> dict[str, Any]:
+    """A report of a GPU, on a busy machine, with other ways of running."""
+    gpu = GpuState(
+        memory_bytes=10**10, megahertz=1980.0, memory_megahertz=2619.0, busy_percent=97.0
+    )
+    load = MachineLoad(
+        processors=128,
+        others_before=0.0,
+        others_during=113.25,
+        others_after=1.5,
+        load_before=97.25,
+        load_after=101.5,
+        megahertz_before=2596.0,
+        megahertz_after=3141.5,
+        governor="performance",
+        gpu_before=gpu,
+        gpu_after=gpu,
+    )
+    start = Starts(
+        load_ms=(123456.78, 113456.78, 133456.78),
+        first_ms=(98765.43, 98765.44, 98765.45),
+        memory_bytes=75_500_000_000,
+        device_bytes=12_500_000_000,
+    )
+    opinions = [
+        SecondOpinion(
+            candidate=candidate,
+            graph=graph,
+            outputs=2,
+            max_error=None if by == "torch" else 1.25e-6,
+            agrees=by == "polygraphy",
+            by=by,
+            samples=4,
+            relative_error=1.25e-5,
+            equal=0.99875,
+            limit="0.0005 of the RMS, 99.5 % of integers equal",
+        )
+        for by in ("polygraphy", "torch")
+        for candidate, graph in (("fp32", "encoder"), ("qdq", "decoder"))
+    ]
+    figure = FigureOpinion(
+        graph="encoder", output="latent", by="torch", ours_db=34.5, theirs_db=None, samples=4
+    )
+    return {
+        "machine": load,
+        "starts": {"fp32": start, "engine": start},
+        "second_opinions": tuple(opinions),
+        "figure_opinions": (figure,),
+        "opinions_not_run": ("TensorRT by Polygraphy's TrtRunner: not executed here",),
+    }
 
 
 def as_generator(report: Report) -> Report:

@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 28, 34
 UNIT_ABOVE = 12  # the topmost line, whose number is as high
 LETTER, GAP = 6.5, 14  # what a letter of a name below the axis takes, and between two names
 GRID_LINES = 6
+SMALL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,12 @@ def svg(chart: Chart, width: int = WIDE) -> str:
 
 
 def text(value: float | None, unit: str) -> str:
+    """Return a value with its unit, in two decimals, or three digits where these say nothing."""
     if value is None:
         return "\u2013"
-    return f"{value:.2f} {unit}" if math.isfinite(value) else "\u221e"
+    if not math.isfinite(value):
+        return "\u221e"
+    return f"{value:.3g} {unit}" if 0 < abs(value) < SMALL else f"{value:.2f} {unit}"
 
 
 def grid_step(low: float, high: float) -> float:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvg_trt.validate.report.chart import (
+from arvg_trt.validate.report.charts.chart import (
     BOTTOM,
     HEIGHT,
     LEFT,

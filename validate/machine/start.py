@@ -1,0 +1,171 @@
+"""Measure what a fresh process takes to open a folder of graphs and use it once: memory and time.
+
+A device starts so. What Python and its libraries take before counts neither as memory nor as time.
+The files were read shortly before, so that they come from the system's cache and not from a disk.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ...errors import ArvgError
+from ...runtime.devices import this_device
+from ...runtime.folders import opener
+from ...runtime.generator import Generator
+from ...runtime.images import to_model
+from ...runtime.sessions.open import fast_session
+from ...runtime.sessions.placement import gpu_of
+from ...runtime.tokenizer import ImageTokenizer
+from ...workspace.facts import ModelKind
+from ...workspace.stage import Reporter
+from ...workspace.worker_process import WorkerCrash, run_isolated, serve_worker
+from .gpu import PeakMemory
+
+WORKER = "arvg_trt.validate.machine.start"
+STATUS = Path("/proc/self/status")
+KIB = 1024
+STARTS = 3  # of each candidate
+
+
+class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Say what is opened, how and where, and the side of the image that a tokenizer is given."""
+
+    folder: str
+    kind: ModelKind
+    side: int
+    threads: int
+    device: str = "cpu"
+    allow_fallback: bool = False
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what one process took: milliseconds, and bytes at its peak.
+
+    ``first_ms`` is of the first image behind opening, None of graphs without a known input.
+    ``memory_bytes`` is None where the system does not tell, ``device_bytes`` without a GPU.
+    """
+
+    load_ms: float
+    first_ms: float | None = None
+    memory_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+class Starts(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what some processes took one after the other: times of each, and the highest peaks."""
+
+    load_ms: tuple[float, ...]
+    first_ms: tuple[float, ...] = ()
+    memory_bytes: int | None = None
+    device_bytes: int | None = None
+
+    @classmethod
+    def of(cls, each: Sequence[Start]) -> Starts:
+        """Return what some starts took together, one at least."""
+        return cls(
+            load_ms=tuple(start.load_ms for start in each),
+            first_ms=tuple(start.first_ms for start in each if start.first_ms is not None),
+            memory_bytes=_most(start.memory_bytes for start in each),
+            device_bytes=_most(start.device_bytes for start in each),
+        )
+
+    @property
+    def load_median(self) -> float:
+        """Return the median milliseconds of opening."""
+        return statistics.median(self.load_ms)
+
+    @property
+    def first_median(self) -> float | None:
+        """Return the median milliseconds of the first image; None if none was made."""
+        return statistics.median(self.first_ms) if self.first_ms else None
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def measure_starts(
+    requests: Mapping[str, StartRequest], reporter: Reporter, count: int = STARTS
+) -> dict[str, Starts]:
+    """Start each of some candidates in turn, `count` times, each in a process of its own.
+
+    One that fails is a warning, and has no figures.
+    """
+    found: dict[str, list[Start]] = {name: [] for name in requests}
+    failed: set[str] = set()
+    for _ in range(count):
+        for name, request in requests.items():
+            if name in failed:
+                continue
+            try:
+                found[name].append(run_isolated(WORKER, request, Start))
+            except (ArvgError, WorkerCrash, RuntimeError) as error:
+                failed.add(name)
+                reporter.warn(f"memory and start of {name} were not measured: {error}")
+    return {name: Starts.of(each) for name, each in found.items() if name not in failed and each}
+
+
+def start(request: StartRequest) -> Start:
+    """Open and use a folder in this process, which did nothing before."""
+    index = gpu_of(request.device, this_device())
+    with ExitStack() as stack:
+        gpu = None if index is None else stack.enter_context(PeakMemory(index))
+        before = status_bytes("VmRSS")
+        began = time.perf_counter()
+        use = opened(request)
+        loaded = time.perf_counter()
+        first: float | None = None
+        if use is not None:
+            use()
+            first = 1000 * (time.perf_counter() - loaded)
+    peak = status_bytes("VmHWM")
+    return Start(
+        load_ms=1000 * (loaded - began),
+        first_ms=first,
+        memory_bytes=None if before is None or peak is None else max(0, peak - before),
+        device_bytes=None if gpu is None else gpu.bytes,
+    )
+
+
+def opened(request: StartRequest) -> Callable[[], object] | None:
+    """Open a folder, and return what uses it once; None where only opening can be measured."""
+    folder, threads, device = Path(request.folder), request.threads, request.device
+    allowed = request.allow_fallback
+    if request.kind == "generator":
+        generator = Generator.open(folder, device=device, allow_fallback=allowed, threads=threads)
+        return lambda: generator.generate([0])
+    if request.kind == "tokenizer":
+        tokenizer = ImageTokenizer.open(
+            folder, device=device, allow_fallback=allowed, threads=threads
+        )
+        image = to_model(tokenizer.fit(np.zeros((request.side, request.side, 3), np.uint8))[0])
+
+        def both() -> object:
+            tokens, latent = tokenizer.encode(image)
+            return tokenizer.decode(latent if tokens is None else tokens)
+
+        return both
+    placed = opener(folder, fast_session, device, allow_fallback=allowed)
+    # Named, so that all are open at once.
+    sessions = [placed(path, threads) for path in sorted(folder.glob("*.onnx"))]
+    del sessions
+    return None
+
+
+def status_bytes(name: str) -> int | None:
+    """Return a line of what Linux says of this process, such as VmHWM, in bytes; else None."""
+    if not STATUS.is_file():
+        return None
+    lines = STATUS.read_text().splitlines()
+    return KIB * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+
+if __name__ == "__main__":
+    serve_worker(StartRequest, start)
