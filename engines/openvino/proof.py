@@ -15,7 +15,7 @@ import onnx_ir as ir
 from ..facts import SiteException
 
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
-INTEGER = re.compile(r"_[iu]8\Z")
+INTEGER = re.compile(r"_[iu]8\Z", re.IGNORECASE)  # `brgconv_avx512_I8` on some processors
 NOT_RUN = re.compile(r"\A(undef|unknown)")
 BIASLESS = "/WithoutBiases"  # of a convolution whose bias became a layer of its own, then fused
 # What may be fused behind a product, and gives the layer its name.

@@ -81,6 +81,22 @@ def test_float_graph_has_no_site_in_integers(root: Path) -> None:
     assert all("_f32" in each.reason for each in found)
 
 
+def test_kernels_are_known_by_their_names_on_every_processor(root: Path) -> None:
+    """OpenVINO writes `brgconv_avx512_amx_i8` on one, and `brgconv_avx512_I8` on another."""
+    graph = ir.load(root / "export" / "encoder.onnx").graph
+    name = next(str(node.name) for node in graph if node.op_type == "Conv")
+    for kernel, proved in (
+        *(("brgconv_avx512_amx_i8", True), ("brgconv_avx512_I8", True), ("jit_U8", True)),
+        *(("brgconv_avx512_f32", False), ("jit_FP32", False), ("ref_I32", False)),
+    ):
+        layer = {
+            "layerType": "Convolution",
+            "originalLayersNames": name,
+            "primitiveType": kernel,
+        }
+        assert bool(unproved([layer], graph, [name])) != proved, kernel
+
+
 def test_engine_encodes_as_the_reference_does(root: Path, finished: Finished) -> None:
     photo = next(iter(sorted(finished.validation.glob("*.png"))))
     image = to_model(load_image(photo))[:, :, :64, :64]
