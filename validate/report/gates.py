@@ -184,7 +184,7 @@ def _evaluate(gate: Gate, value: float | None, figure_at: FigureAt | None) -> Ga
         found = figure_at(gate.metric, gate.level / 100) if figure_at else None
         return _by_interval(gate, value, found)
     passed = gate.holds(value)
-    reason = None if passed else f"{gate.metric} is {value:.6g}, wanted {gate}"
+    reason = None if passed else f"{gate.metric} is {value:.6g}"
     if passed and math.isinf(value):
         reason = f"{gate.metric} is infinite: no error at all"
     return _result(gate, value, "passed" if passed else "failed", reason)
@@ -193,7 +193,7 @@ def _evaluate(gate: Gate, value: float | None, figure_at: FigureAt | None) -> Ga
 def _by_interval(gate: Gate, value: float, figure: Figure | None) -> GateResult:
     if figure is None or figure.low is None or figure.high is None:
         why = figure.why if figure and figure.why else "nothing says what its samples are"
-        reason = f"{gate.metric} is {value:.6g} and has no interval ({why}), wanted {gate}"
+        reason = f"{gate.metric} is {value:.6g} and has no interval ({why})"
         return _result(gate, value, "inconclusive", reason, figure)
     text = f"{gate.metric} is {value:.6g}, {figure.low:.6g} to {figure.high:.6g}"
     ends = [gate.holds(figure.low), gate.holds(figure.high)]
@@ -202,7 +202,7 @@ def _by_interval(gate: Gate, value: float, figure: Figure | None) -> GateResult:
     if all(ends):
         return _result(gate, value, "passed", None, figure)
     if not any(ends) and not inside:
-        return _result(gate, value, "failed", f"{text}, wanted {gate}", figure)
+        return _result(gate, value, "failed", text, figure)
     limits = [limit for limit in (gate.least, gate.threshold) if limit is not None]
     needs = [
         more_to_decide(figure.n, value, figure.low, figure.high, limit, (gate.level or 95) / 100)
@@ -211,7 +211,7 @@ def _by_interval(gate: Gate, value: float, figure: Figure | None) -> GateResult:
     ]
     more = None if None in needs else max((n for n in needs if n is not None), default=None)
     hint = "no number of samples decides" if more is None else f"about {more} more would decide"
-    reason = f"{text} over {figure.n} samples, wanted {gate}: {hint}"
+    reason = f"{text} over {figure.n} samples: {hint}"
     return _result(gate, value, "inconclusive", reason, figure, more)
 
 

@@ -70,7 +70,7 @@ def add_gates(root: ElementTree.Element, report: Report, seconds: float) -> None
         of_case |= {"samples": "" if gate.n is None else str(gate.n)}
         add_properties(case, {key: text for key, text in of_case.items() if text})
         if not gate.passed:
-            message = gate.reason or gate.verdict
+            message = f"{gate.reason or gate.verdict}, wanted {gate.expression}"
             ElementTree.SubElement(case, "failure", type=gate.verdict, message=message)
     count(suite, len(report.gates), failures=sum(not gate.passed for gate in report.gates))
 
