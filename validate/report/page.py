@@ -13,7 +13,7 @@ from typing import Literal
 from ...extras import require_packages
 from .charts.chart import NARROW, WIDE
 from .charts.drawing import Drawing, svg
-from .pictures.rows import DIFFERENCE_FACTOR, MOST_BYTES, TIMES, ImageRow, data_uri, fitting
+from .pictures.rows import MOST_BYTES, TIMES, ImageRow, data_uri, fitting
 
 Level = Literal["good", "bad", "warn", "plain"]
 # A figure with its unit, or the range between two: such a cell stays on one line.
@@ -144,7 +144,6 @@ def _html(page: Page) -> str:
         page=page,
         chart_widths={"wide": WIDE, "narrow": NARROW},
         times=TIMES,
-        first_times=DIFFERENCE_FACTOR,
         program=markupsafe.Markup(program),
         digest=digest,
     )

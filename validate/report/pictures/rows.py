@@ -15,7 +15,8 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 # What an image is to the others of its row: a reference and a quantized one lie over each other.
 Role = Literal["original", "reference", "quantized", "difference"]
 TIMES = (1, 4, 8)  # by which the page multiplies differences
-DIFFERENCE_FACTOR = 8  # of them, that which files have and a page begins with
+DIFFERENCE_FACTOR = 8  # of them, that which files have
+MOST_CLAMPED = 0.3  # of a difference's values, with the factor that a page begins with
 MOST_SIDE = 512  # of what a page embeds: more is cut to where the error is
 MOST_BYTES = 5_000_000  # of one HTML file
 
@@ -41,6 +42,15 @@ class Image:
     def shown(self) -> Pixels:
         """Return the pixels of the HTML page; a difference is multiplied by the page."""
         return self.pixels if self.embedded is None else self.embedded
+
+    @property
+    def first_times(self) -> int:
+        """Return the factor that the page begins with: the largest that leaves shades apart.
+
+        Images of other tokens differ so much that eight times it is white.
+        """
+        clear = [f for f in TIMES if (self.shown > 255 // f).mean() <= MOST_CLAMPED]
+        return max(clear, default=min(TIMES))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from arvg_trt.validate.measure.tokenizer_accuracy import ComparedImage
 from arvg_trt.validate.metrics.image import psnr
 from arvg_trt.validate.report.page import Badge, Page, to_html, to_markdown
 from arvg_trt.validate.report.pictures.compared import CAPTION, image_rows, most_error
-from arvg_trt.validate.report.pictures.rows import MOST_BYTES, MOST_SIDE, ImageRow, png
+from arvg_trt.validate.report.pictures.rows import MOST_BYTES, MOST_SIDE, Image, ImageRow, png
 
 GREY = np.full((24, 20, 3), 128, np.uint8)
 
@@ -115,3 +115,15 @@ def test_no_picture_at_all_is_a_page_too(tmp_path: Path) -> None:
     text = to_html(empty)
     assert "<script>" not in text and 'class="sample' not in text
     assert json.dumps(text)
+
+
+@pytest.mark.parametrize(("error", "times"), [(0, 8), (20, 8), (40, 4), (90, 1), (255, 1)])
+def test_a_page_begins_with_the_largest_factor_that_leaves_shades_apart(
+    error: int, times: int
+) -> None:
+    """Images of other tokens, eight times their difference, would be white."""
+    pixels = np.full((8, 8, 3), error, np.uint8)
+    image = Image("Difference", "d.png", pixels, role="difference")
+    assert image.first_times == times
+    pixels[:, :1] = 0  # an eighth of the image is not what decides
+    assert image.first_times == times
