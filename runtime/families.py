@@ -83,7 +83,7 @@ def plug_ins() -> tuple[EntryPoint, ...]:
     Raises:
         ArvgError: two have one name, or one that of a built-in family.
     """
-    points = tuple(sorted(entry_points(group=GROUP), key=lambda point: point.name))
+    points = tuple(sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)))
     counts = Counter(point.name for point in points)
     for point in points:
         if point.name in BUILT_IN:

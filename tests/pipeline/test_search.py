@@ -53,7 +53,7 @@ def test_a_tokenizers_plan_fits_its_bytes_and_loses_less_than_one_width(workspac
     assert found["measured_loss"] < found["uniform_loss"]
     assert found["quantized_loss"] == pytest.approx(found["measured_loss"], rel=0.02)
     assert f"{found['bytes']:,} bytes" in outcome.out
-    assert outcome.out.count("\n") == len(found["sites"]) + 3
+    assert outcome.out.count("\n") == len(found["sites"]) + 4  # a head, and two sums and the place
     widths = {row["format"] for row in found["sites"]}
     assert {"int3", "int6"} <= widths <= {"int3", "int6", "float16"}
     plan = entries(folder)

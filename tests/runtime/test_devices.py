@@ -148,6 +148,9 @@ def test_plug_in_package_says_which_tensorrt_for_rtx_it_brings(
         folder = "onnxruntime_ep_nv_tensorrt_rtx"
         files = ("__init__.py", "libtensorrt_onnxparser_rtx.so.9.9.9", library)
         (info / "RECORD").write_text("".join(f"{folder}/{file},,\n" for file in files))
+        (tmp_path / name / folder).mkdir()
+        for file in files:  # Python 3.12 and importlib_metadata leave out what is not there
+            (tmp_path / name / folder / file).touch()
     monkeypatch.syspath_prepend(str(tmp_path / "cu12"))
     assert rtx_packages() == ("0.5.0", "1.6")
     monkeypatch.syspath_prepend(str(tmp_path / "cu13"))
