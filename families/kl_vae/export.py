@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...workspace.facts import TokenizerFacts
-from ..shared.job import PARITY_SIZE, ExportJob
+from ..shared.job import ExportJob, parity_side
 from ..shared.tokenizer_export import TokenizerExporter
 
 if TYPE_CHECKING:
@@ -52,4 +52,4 @@ class KlVaeExporter(TokenizerExporter["KlVae"]):
         """Compute latents and images."""
         from .parity import compute_autoencoder_references
 
-        return compute_autoencoder_references(model, job.pictures(PARITY_SIZE))
+        return compute_autoencoder_references(model, job.pictures(parity_side(model.config.stride)))

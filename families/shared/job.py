@@ -28,9 +28,15 @@ if TYPE_CHECKING:
 
 PARITY_IMAGES = 2
 PARITY_SIZE = 256
+PARITY_MAP = 32  # most places on a side of the map: attention over it is quadratic in its places
 CONFIGS = ("config.json", "config.yaml")
 STEPS = 3
 LABEL = 207
+
+
+def parity_side(stride: int) -> int:
+    """Return the side of the images that a tokenizer is compared on: 256 from a stride of 8 on."""
+    return min(PARITY_SIZE, PARITY_MAP * stride)
 
 
 class HasConfig(Protocol):

@@ -15,7 +15,7 @@ from ...runtime.families import built_in_families
 from ...workspace.facts import TokenizerFacts
 from ...workspace.files import encode_json
 from ..base import Exporter
-from .job import PARITY_SIZE, ExportJob, Tokenizer, mark_norms
+from .job import ExportJob, Tokenizer, mark_norms, parity_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +130,7 @@ def other_tokenizer(job: ExportJob, tensors: dict[str, Tensor]) -> str | None:
 
 def image_side(facts: TokenizerFacts) -> int:
     """Return the side of the images that graphs are compared on."""
-    return PARITY_SIZE if facts.image_size is None else facts.image_size
+    return parity_side(facts.stride) if facts.image_size is None else facts.image_size
 
 
 class MapTokenizerExporter(TokenizerExporter["VqTokenizer"]):
@@ -152,7 +152,8 @@ class MapTokenizerExporter(TokenizerExporter["VqTokenizer"]):
         """Write both graphs, for images of any size in strides."""
         from .vq_export import export_vq
 
-        return export_vq(model, weights, properties, side=PARITY_SIZE // model.config.stride)
+        stride = model.config.stride
+        return export_vq(model, weights, properties, side=parity_side(stride) // stride)
 
     def torch_halves(self, model: VqTokenizer) -> Mapping[str, TorchGraph]:
         """Return encoder and decoder of one map of codes."""
@@ -164,4 +165,4 @@ class MapTokenizerExporter(TokenizerExporter["VqTokenizer"]):
         """Compute latents, codes and images."""
         from .vq_parity import compute_vq_references
 
-        return compute_vq_references(model, job.pictures(PARITY_SIZE))
+        return compute_vq_references(model, job.pictures(parity_side(model.config.stride)))
