@@ -252,7 +252,7 @@ def test_gates_read_the_worst_output(models: dict[str, Own], tmp_path: Path) -> 
     options = ("--feeds", own.validation, "--rounds", 0)
     assert arvg("validate", own.workspace, *options, *gates).code == 0
     failed = arvg("validate", own.workspace, *options, "--gate", "output_sqnr_db>=90")
-    assert_gate_failed(failed, "output_sqnr_db is ", "wanted output_sqnr_db>=90")
+    assert_gate_failed(failed, "gate output_sqnr_db>=90 failed (output_sqnr_db is ")
     assert 'failures="1"' in (own.workspace / "validate/int8/junit.xml").read_text()
 
 

@@ -32,7 +32,7 @@ def test_no_gate_passes_without_a_measurement(operator: str, value: float | None
 
 def test_an_infinite_error_is_not_called_none() -> None:
     (result,) = evaluate([Gate("kl", "<=", 0.1)], {"kl": math.inf})
-    assert not result.passed and result.reason == "kl is inf, wanted kl<=0.1"
+    assert not result.passed and result.reason == "kl is inf"
 
 
 @pytest.mark.parametrize("odd", ODD)
