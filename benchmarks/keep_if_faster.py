@@ -10,6 +10,7 @@ between sites counts too.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -118,7 +119,7 @@ def kept_text(faster: Mapping[str, Any]) -> str:
 @click.option("--factor", default=1.02, show_default=True)
 @click.option("--rounds", default=24, show_default=True)
 def main(workspaces: tuple[str, ...], factor: float, rounds: int) -> None:
-    results = []
+    results, load = [], os.getloadavg()[0]
     for each in workspaces:
         root, _, name = each.rpartition(":")
         results.append(measured(Path(root), name, factor, rounds))
@@ -135,7 +136,7 @@ def main(workspaces: tuple[str, ...], factor: float, rounds: int) -> None:
             "# Rounded inputs where they pay",
             "",
             f"{environment_line(machine)}. Whole models in turn, {rounds} rounds: medians, and "
-            "ratios to FP32 with intervals of 95 %. Other work ran on the machine.",
+            f"ratios to FP32 with intervals of 95 %. Load average before: {load:.1f}.",
             "",
             markdown_table(
                 ["model", "engine", "MB", "ms", "times as fast as FP32", "verdict"], whole
@@ -152,7 +153,7 @@ def main(workspaces: tuple[str, ...], factor: float, rounds: int) -> None:
             ),
         ]
     )
-    values = msgspec.to_builtins({"environment": machine, "results": results})
+    values = msgspec.to_builtins({"environment": machine, "load": load, "results": results})
     write_results("keep_if_faster", RESULTS, f"{text}\n", values)
 
 
