@@ -8,6 +8,7 @@ together, tell the overhead apart from what other programs take of the machine.
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def command(*arguments: object) -> None:
 def main(count: int, workers: Sequence[int], output: Path) -> None:
     """Make the same images by a plain loop and by `evaluate` with several numbers of workers."""
     found: dict[str, tuple[float, float]] = {}
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as scratch:
         workspace = Path(scratch) / "ws"
         Workspace(workspace).export(MODEL)
@@ -95,8 +97,8 @@ def main(count: int, workers: Sequence[int], output: Path) -> None:
 # Cost of `evaluate`
 
 {count:,} images of {MODEL}, batches of 4, shards of 100, PNGs in tars, no feature network; from
-start to end of the program, on a machine that others used at the time. The overhead is of processor
-seconds, which that does not change; the driver and the opening of sessions are in it.
+start to end of the program. Load average before: {load:.1f}. The overhead is of processor seconds,
+which other work does not change; the driver and the opening of sessions are in it.
 Written by `python -m arvg_trt.benchmarks.evaluate.cost`, commit {source_commit()}.
 
 {markdown_table(header, lines)}
