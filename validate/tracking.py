@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
 EXPERIMENT = "arvg-trt"
 DIGEST_TAG = "arvg_trt.report_sha256"
 PAGES = (REPORT_FILE, "report.md", "report.html", "junit.xml")
-MOST_AT_ONCE = 100  # parameters and tags of a request, as servers limit them
+MOST_AT_ONCE = 100  # parameters or metrics of a request, as servers limit parameters
 LONGEST_VALUE = 500  # of a parameter, as the oldest servers limit it
 # MLflow asks a server that does not answer seven times, over four minutes.
 RETRIES, FEW = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"
 
 
 class Tracker:
-    """Hold a connection to an experiment of a tracking server, or of a database."""
+    """Hold a connection to an experiment of a tracking server."""
 
     def __init__(self, client: MlflowClient, uri: str, experiment: str) -> None:
         self._client, self._uri = client, uri
@@ -82,11 +83,16 @@ class Tracker:
         return str(run)
 
     def _fill(self, run: str, report: Report, folder: Path) -> None:
-        from mlflow.entities import Param
+        from mlflow.entities import Metric, Param
 
-        for name, value in metrics(report).items():
-            if value is not None and math.isfinite(value):
-                self._client.log_metric(run, name, value)
+        now = int(1000 * time.time())
+        measured = [
+            Metric(name, value, now, 0)
+            for name, value in metrics(report).items()
+            if value is not None and math.isfinite(value)
+        ]
+        for start in range(0, len(measured), MOST_AT_ONCE):
+            self._client.log_batch(run, metrics=measured[start : start + MOST_AT_ONCE])
         rows = [Param(name, value) for name, value in parameters(report).items()]
         for start in range(0, len(rows), MOST_AT_ONCE):
             self._client.log_batch(run, params=rows[start : start + MOST_AT_ONCE])

@@ -20,7 +20,7 @@ mlflow_option = option(
     "mlflow_uri",
     group="Tracking",
     metavar="URI",
-    help="Log the report to this MLflow server or database, such as sqlite:///runs.db.",
+    help="Log the report to this MLflow server, such as http://localhost:5000.",
 )
 experiment_option = option(
     "--mlflow-experiment",

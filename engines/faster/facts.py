@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from ...errors import BuildError
+from ...numerics.scheme import Plan
 from .pairs import Pairs, PairVerdict
 
 
@@ -89,4 +91,15 @@ def speed_row(
         pairs=len(pairs),
         verdict=verdict,
         reason=reason,
+    )
+
+
+def nothing_rounded(plan: Plan) -> BuildError:
+    """Return the error of a plan without rounded inputs, of which none can be kept."""
+    weights = any(entry.weight is not None for entry in plan.sites)
+    return BuildError(
+        f"{'weights alone are' if weights else 'nothing is'} quantized: there are no rounded "
+        "inputs to keep or to leave out",
+        where="keep_if_faster",
+        do="leave keep_if_faster out",
     )

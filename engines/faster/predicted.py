@@ -17,7 +17,7 @@ from ..roofline.model import model_calls
 from ..roofline.predict import WeightCost, predict
 from ..roofline.shapes import GraphShapes
 from ..tensorrt.engine import own_gpu
-from .facts import KeptIfFaster, SpeedRow
+from .facts import KeptIfFaster, SpeedRow, nothing_rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,7 @@ def choose_by_prediction(
     """
     entries = {e.name: e for e in plan.sites if e.activation is not None and e.weight is not None}
     if not entries:
-        weights = any(entry.weight is not None for entry in plan.sites)
-        what = "weights alone are" if weights else "nothing is"
-        raise BuildError(
-            f"{what} quantized: there are no rounded inputs to keep or to leave out",
-            where="keep_if_faster",
-            do="leave keep_if_faster out",
-        )
+        raise nothing_rounded(plan)
     plain: ProductFormat = "fp16" if all("fp16" in each.peaks for each in machines) else "fp32"
     rows: list[SpeedRow] = []
     for name in dict.fromkeys(call.graph for call in calls):

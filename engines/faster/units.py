@@ -12,7 +12,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ...errors import BuildError
 from ...graph.io import read_graph
 from ...graph.linears import site_node
 from ...graph.sites import Site, SiteMap, by_input, load_sites
@@ -24,11 +23,11 @@ from ...workspace.facts import Exported
 from ..onnxruntime.matmul_integer import match_input
 from ..roofline.calls import GraphCall, generator_calls
 from ..roofline.shapes import GraphShapes, Shape
+from .facts import nothing_rounded
 
 # Shapes of one site's inputs that are timed, of more those in the middle of as many parts.
 MOST_SHAPES = 4
 Shapes = tuple[Shape, ...]
-Called = tuple[Sequence[GraphCall], Mapping[str, GraphShapes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +114,7 @@ def require_rounded(source: Path, site_map: SiteMap, plan: Plan) -> dict[str, li
     }
     found = {name: sites for name, sites in found.items() if sites}
     if not found:
-        weights = any(entry.weight is not None for entry in plan.sites)
-        what = "weights alone are" if weights else "nothing is"
-        raise BuildError(
-            f"{what} quantized: there are no rounded inputs to keep or to leave out",
-            where="keep_if_faster",
-            do="leave keep_if_faster out",
-        )
+        raise nothing_rounded(plan)
     return found
 
 

@@ -74,12 +74,13 @@ def fast_session(path: Path, threads: int = 0, placement: Placement = ON_CPU) ->
 
     Weights that alone have 8 or 4 bits become floats once, as `expands_weights` says.
     """
+    graph = graph_of(path)
     return open_session(
         path,
         optimized=True,
         threads=threads,
-        disabled=disabled_for(path),
-        fused=not expands_weights(graph_of(path)),
+        disabled=disabled_in(graph),
+        fused=not expands_weights(graph),
         placement=placement,
     )
 

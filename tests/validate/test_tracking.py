@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.validate.report.files import load_report
@@ -101,3 +102,19 @@ def test_a_bad_address_is_refused_before_anything_runs(workspace: Path, finished
         outcome = arvg(*command, "--mlflow", "nowhere://x")
         assert outcome.code == 9 and "MLflow" in outcome.err and outcome.out == ""
     assert (workspace / "validate/int8/report.json").read_bytes() == before
+
+
+def test_a_report_that_cannot_be_logged_is_kept_and_its_stage_is_printed(
+    workspace: Path, finished: Finished, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object, **__: object) -> None:
+        raise MlflowException("the server went away")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", down)
+    args = ("validate", workspace, "--recipe", finished.recipe, "--mlflow", store, "--json")
+    outcome = arvg(*args)
+    assert outcome.code == 9 and "MLflow: the server went away" in outcome.err
+    found = json.loads(outcome.out)
+    assert found["error"]["exit_code"] == 9
+    assert found["stages"][0]["manifest"]["stage"] == "validate"
+    assert load_report(workspace / "validate" / "int8").name == "int8"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from ...runtime.spec import GeneratorSpec
 from ...workspace.files import atomic_write, digest_files, encode_json, sha256_file
 from ...workspace.stage import Reporter
 from ..quality.open import FEATURES, FeatureNetwork, open_feature_network
-from ..report.gates import GateResult
+from ..report.gates import Gate, GateResult
 from .distribution import Distribution, Features, Reference, measure_distribution
 from .execute import run_shards
 from .gates import evaluation_gates, gate_results, require_outputs_of
@@ -80,24 +80,25 @@ def evaluate(
             where="--reference",
             do=f"add --features; {FEATURES}",
         )
-    evaluation_gates(options.gates, options.features, options.reference)
+    gates = evaluation_gates(options.gates, options.features, options.reference)
     if is_image_set(source):
-        return evaluate_images(source, options, reporter)
+        return evaluate_images(source, options, gates, reporter)
     if output is None:
         raise RecipeError(
             "images are made into a folder, from which a stopped evaluation goes on",
             where=str(source),
             do="name one with -o",
         )
-    return evaluate_generator(source, options, output, reporter, access)
+    return evaluate_generator(source, options, gates, output, reporter, access)
 
 
-def evaluate_images(source: Path, options: EvaluateOptions, reporter: Reporter) -> Evaluation:
+def evaluate_images(
+    source: Path, options: EvaluateOptions, gates: Sequence[Gate], reporter: Reporter
+) -> Evaluation:
     images = open_images(source)
     if options.features is None:
         raise RecipeError("nothing is measured without a network", where="--features", do=FEATURES)
     network = open_feature_network(Path(options.features), max(images.side), options.threads)
-    gates = evaluation_gates(options.gates, options.features, options.reference)
     require_outputs_of(gates, network.widths, options.features)
     reference = reference_of(options, network, reporter)
     start = time.monotonic()
@@ -129,13 +130,13 @@ def evaluate_images(source: Path, options: EvaluateOptions, reporter: Reporter) 
 def evaluate_generator(
     source: Path,
     options: EvaluateOptions,
+    gates: Sequence[Gate],
     output: Path,
     reporter: Reporter,
     access: BundleAccess,
 ) -> Evaluation:
     graphs = located(source, options.device, access, reporter, wants="generator")
     folder, spec = placed_spec(graphs, options.device)
-    gates = evaluation_gates(options.gates, options.features, options.reference)
     network: FeatureNetwork | None = None
     if options.features is not None:
         network = open_feature_network(Path(options.features), spec.image_size, options.threads)

@@ -21,12 +21,12 @@ from ...runtime.families import find_family
 from ...samples.images import ImageSource
 from ...workspace.stage import SilentReporter
 from ...workspace.worker_process import WorkerCrash, run_isolated, serve_worker
+from ..report.schema import FP32
 from .checkpoint import FoundCheckpoint
 from .compare import Arrays, finite, largest_errors, torch_agrees
 from .facts import TORCH_ERROR, TORCH_TOKENS, SecondOpinion
 from .feeds import Array, Feeds
 
-FP32 = "fp32"
 LIMIT = f"{TORCH_ERROR:g} of the RMS, {100 * TORCH_TOKENS:g} % of integers equal"
 Outputs = dict[str, list[dict[str, Array]]]
 

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import ArvgError
+from ...families.shared.job import CONFIGS
 from ...families.variants import find_model, shipped_checkpoint
 from ...workspace.files import sha256_file
 from ...workspace.manifest import Manifest
 
 if TYPE_CHECKING:
     from ...recipe.recipe import Recipe
-
-CONFIGS = ("config.json", "config.yaml")  # that lie beside weights and decide a model
 
 
 @dataclass(frozen=True, slots=True)

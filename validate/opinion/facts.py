@@ -1,6 +1,6 @@
 """Define what a second opinion says: whether another way of running graphs gives what ours gives.
 
-Two things are compared. An `SecondOpinion` has the outputs of one graph, from two ways of running
+Two things are compared. A `SecondOpinion` has the outputs of one graph, from two ways of running
 it on the same feeds. A `FigureOpinion` has the figure that a validation is about, how far a Q/DQ
 graph is from FP32, once from our sessions and once from the others.
 """

@@ -16,15 +16,15 @@ from tempfile import TemporaryDirectory
 from ...extras import not_installed
 from ...runtime.devices import this_device
 from ...runtime.sessions.open import reference_session
+from ..report.schema import FP32, QDQ
 from .by_polygraphy import compared
-from .by_torch import FP32, Outputs, opinion_of_torch, run_by_torch
+from .by_torch import Outputs, opinion_of_torch, run_by_torch
 from .checkpoint import FoundCheckpoint
 from .compare import Arrays, figure_opinions
 from .facts import Opinions, SecondOpinion
 from .feeds import Feeds, present
 
 FOLDER = "second-opinion"  # of the report's folder, with a file of feeds a graph
-QDQ = "qdq"
 REPLAY = "the feeds replay it: polygraphy run GRAPH.onnx --trt --load-inputs GRAPH.json"
 
 
