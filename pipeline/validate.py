@@ -111,7 +111,9 @@ def prepare_validation(
         measured = measurement.run(folders, reporter.progress, executed.device)
         for text in measured.fallbacks:
             reporter.warn(text)
-        download, starts = measure_shipped(model, folders, options, executed.device, reporter)
+        download, starts = measure_shipped(
+            model, folders, options, executed.device, measured.sample, reporter
+        )
         report = compose_report(
             model,
             name,

@@ -24,7 +24,7 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     GROUPS: ClassVar[Groups] = {
         "Held-out samples": ("images", "feeds", "labels", "samples", "seed", "batch_size", "size"),
         "Measures": ("features", "lpips", "dists", "gates", "skip_engine", "second_opinion"),
-        "Timing": ("rounds", "warmup", "threads"),
+        "Timing": ("rounds", "warmup", "starts", "threads"),
         "Device": ("device", "allow_fallback"),
     }
 
@@ -70,6 +70,13 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
         int, says("Timed rounds, all candidates interleaved; 0 for none.", ROUNDS)
     ] = 20
     warmup: Annotated[int, says("Rounds before those that are timed.", ROUNDS)] = 3
+    starts: Annotated[
+        int,
+        says(
+            "Fresh processes that open each candidate, for its start and memory; 0 for none.",
+            ROUNDS,
+        ),
+    ] = 3
     threads: Annotated[int, says("Threads of ONNX Runtime; 0 for all.", THREADS)] = 0
     device: Annotated[str, says(f"{DEVICE} The engine runs there, all else on the CPU.")] = "auto"
     allow_fallback: Annotated[bool, says(ALLOW_FALLBACK)] = False

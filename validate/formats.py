@@ -27,6 +27,7 @@ SHARE, WHOLE = number(2, " %", scale=100), number(0, " %", scale=100)
 TIMES, MS, SECONDS = number(2, "\u00d7"), number(2, " ms"), number(1, " s")
 NATS, TOKENS, DISTANCE = number(5, " nats"), number(1), number(5)
 LIKENESS, FID = number(4), number(3)
+RATE, MEGABYTES = number(2), number(2, " MB")
 COSINE, CROSS_ENTROPY, PERPLEXITY = number(6), number(4, " nats"), number(2)
 
 
@@ -59,7 +60,9 @@ METRICS: dict[str, Format] = {
     "frechet_features": DISTANCE,
     **dict.fromkeys(("compression", "packed_compression", "download_compression"), TIMES),
     "speedup": TIMES,
-    "latency_ms": MS,
+    **dict.fromkeys(("latency_ms", "p90_ms", "p99_ms", "load_ms", "first_ms"), MS),
+    **dict.fromkeys(("images_per_s", "samples_per_s", "tokens_per_s"), RATE),
+    "memory_mb": MEGABYTES,
 }
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from ..workspace.facts import ModelKind
+from .intervals.speeds import RATES
 from .measure.generator_accuracy import GENERATION_NAMES
 from .metrics.outputs import WORST_NAMES
 from .report.gates import Gate, parse_gates
 from .report.schema import ACCURACY, MEASURED, METRIC_NAMES, PARTS, Part
 
-# What models of a kind have, and the parts of theirs that are timed.
-OF_KIND: dict[ModelKind, tuple[Collection[str], tuple[Part, ...]]] = {
-    "tokenizer": (ACCURACY, ("encoder", "decoder")),
-    "custom": (WORST_NAMES, ()),
-    "generator": (GENERATION_NAMES, ("tokens", "decoder")),
+# What models of a kind have, the parts of theirs that are timed, and what they make in a second.
+OF_KIND: dict[ModelKind, tuple[Collection[str], tuple[Part, ...], tuple[str, ...]]] = {
+    "tokenizer": (ACCURACY, ("encoder", "decoder"), ("images_per_s",)),
+    "custom": (WORST_NAMES, (), ("samples_per_s",)),
+    "generator": (GENERATION_NAMES, ("tokens", "decoder"), ("images_per_s", "tokens_per_s")),
 }
 TITLES: dict[ModelKind, str] = {
     "tokenizer": "an image tokenizer",
@@ -25,8 +26,8 @@ TITLES: dict[ModelKind, str] = {
 
 def metric_names(kind: ModelKind) -> tuple[str, ...]:
     """Return those of METRIC_NAMES that a model of a kind can have."""
-    measured, parts = OF_KIND[kind]
-    others = {*MEASURED} - {*measured}
+    measured, parts, rates = OF_KIND[kind]
+    others = {*MEASURED, *RATES} - {*measured, *rates}
     untimed = tuple(f"{part}." for part in PARTS if part not in parts)
     return tuple(
         name

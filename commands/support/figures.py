@@ -9,7 +9,8 @@ import click
 
 from ...errors import AccuracyError, InconclusiveError
 from ...validate.facts import ValidationFacts, download_line, summary
-from ...validate.intervals.figure import TIMED, plain
+from ...validate.intervals.figure import plain
+from ...validate.intervals.speeds import TIMED
 from ...validate.report.gates import GateResult, metric_of
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult

@@ -82,4 +82,12 @@ RULES = (
     Rule("packed_compression", "Packed weights, smaller", "higher", 0.01, relative=True),
     Rule("speedup", "Speed against FP32", "higher", 0.1, relative=True, machine=True),
     Rule("latency_ms", "Engine latency, median", "lower", 0.1, relative=True, machine=True),
+    Rule("p90_ms", "Engine latency, p90", "lower", 0.2, True, machine=True, decides=False),
+    Rule("p99_ms", "Engine latency, p99", "lower", 0.2, True, machine=True, decides=False),
+    Rule("images_per_s", "Images a second", "higher", 0.1, True, machine=True, decides=False),
+    Rule("samples_per_s", "Samples a second", "higher", 0.1, True, machine=True, decides=False),
+    Rule("tokens_per_s", "Tokens a second", "higher", 0.1, True, machine=True, decides=False),
+    Rule("load_ms", "Opening the graphs", "lower", 0.2, True, machine=True, decides=False),
+    Rule("first_ms", "First image behind that", "lower", 0.2, True, machine=True, decides=False),
+    Rule("memory_mb", "Peak memory of a start", "lower", 0.05, True, machine=True, decides=False),
 )

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .orders import percentile_ends, samples_needed
 from .sampled import Floats, Sampled
 from .shares import share_interval
 
@@ -47,11 +48,15 @@ def interval_of(figure: Sampled, level: float = LEVEL) -> Interval:
     """Return the interval of a figure, or why there is none."""
     columns = figure.counted
     count = columns.shape[1]
-    if problem := too_few(figure, count):
+    if problem := too_few(figure, count, level):
         return Interval(count, why=problem)
     if figure.share:
         low, high = share_interval(columns[0], columns[1], level)
         return Interval(count, low, high, "exact")
+    if figure.percent is not None:
+        ends = percentile_ends(columns[0], figure.percent, level)
+        assert ends is not None
+        return Interval(count, *ends, "order")
     found = resampled((count,), lambda i: figure.statistic(columns[:, i]), level, figure.smooth)
     if found.low is None or found.high is None:
         return found
@@ -77,7 +82,7 @@ def change_of(
     if not paired:
         one, two = base.counted, new.counted
         count = min(one.shape[1], two.shape[1])
-        if problem := too_few(base, count):
+        if problem := too_few(base, count, level):
             return Interval(count, why=problem)
         return resampled(
             (one.shape[1], two.shape[1]),
@@ -90,7 +95,7 @@ def change_of(
     if (base.used != new.used).any():
         one_side = int((base.used != new.used).sum())
         return Interval(count, why=f"{one_side} {base.noun} have no error in one report alone")
-    if problem := too_few(base, count):
+    if problem := too_few(base, count, level):
         return Interval(count, why=problem)
     one, two = base.columns[:, both], new.columns[:, both]
     return resampled(
@@ -101,10 +106,19 @@ def change_of(
     )
 
 
-def too_few(figure: Sampled, count: int) -> str | None:
-    """Return why so many samples give no interval; None if they do."""
+def too_few(figure: Sampled, count: int, level: float) -> str | None:
+    """Return why so many samples give no interval; None if they do.
+
+    A percentile that they do not bound has none, nor a change of it: drawn again, they never hold
+    the times beyond them.
+    """
     if count == 0:
         return f"no error in any of {figure.columns.shape[1]} {figure.noun}"
+    if figure.percent is not None:
+        if percentile_ends(np.arange(count), figure.percent, level) is not None:
+            return None
+        needed = samples_needed(figure.percent, level)
+        return f"{count} {figure.noun} do not bound it: {needed} would"
     least = FEWEST if figure.smooth else FEWEST_ROUNDS
     if count >= least:
         return None

@@ -18,12 +18,11 @@ WITHOUT_INTERVAL: dict[str, str] = {
     "output_max_error": _EXTREME,
     **dict.fromkeys(("codebook_use", "codebook_perplexity"), "more samples use more entries"),
     "site_sqnr_db": "it is of the worst site, over few samples",
+    "memory_mb": "it is the highest of a few starts",
     **dict.fromkeys(("frechet_latent", "frechet_features", "rfid", "rfid_rise"), _REPEATED),
 }
 # Counted, not sampled: there is no chance in them.
 COUNTED = ("compression", "packed_compression", "download_compression")
-# Of every part: what a busy machine changes.
-TIMED = ("speedup", "latency_ms")
 # Where both sides generate from the same seed, one other token leads to another image, which may be
 # as good: what compares the two images informs, and decides nothing unless it is asked to.
 SAME_SEED = (

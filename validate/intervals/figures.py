@@ -26,10 +26,10 @@ from .sampled import (
     median,
     over,
     ratio,
-    ratio_of_medians,
     share,
     sqnr,
 )
+from .speeds import TIMED, speed_sampled
 
 if TYPE_CHECKING:
     from ..report.schema import Report
@@ -145,17 +145,12 @@ def worst_output(
 
 def sampled(report: Report, metric: str) -> Sampled | str:
     """Return what a metric's samples are, by the name that gates read; else why it has none."""
-    name, before = plain(metric), metric.rpartition(".")[0]
-    if name in ("speedup", "latency_ms"):
-        row = report.latency.get(before or "total")  # type: ignore[call-overload]
-        if row is None:
-            return "it was not measured"
-        if name == "speedup":
-            return ratio_of_medians(row.fp32.samples_ms, row.engine.samples_ms)
-        return median(row.engine.samples_ms, noun="rounds")
+    name = plain(metric)
     if name in WITHOUT_INTERVAL:
         return WITHOUT_INTERVAL[name]
-    candidate = before or report.headline
+    if name in TIMED:
+        return speed_sampled(report, metric)
+    candidate = metric.rpartition(".")[0] or report.headline
     try:
         return _of_candidate(report, str(candidate), name)
     except KeyError:

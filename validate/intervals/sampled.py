@@ -19,7 +19,8 @@ class Sampled:
 
     A NaN says that a sample is left out, since its decibels are infinite. ``least`` and ``most``
     bound the figure. A ``share`` has two columns, hits and trials. ``smooth`` is False for medians,
-    which move in steps. ``noun`` is a sample in words, in the plural.
+    which move in steps. ``percent`` is that of a percentile of one column, which has an interval of
+    its own. ``noun`` is a sample in words, in the plural.
     """
 
     columns: Floats
@@ -28,6 +29,7 @@ class Sampled:
     most: float = math.inf
     share: bool = False
     smooth: bool = True
+    percent: float | None = None
     noun: str = "samples"
 
     @property
@@ -69,6 +71,17 @@ def sqnr(signal: Sequence[float], noise: Sequence[float]) -> Sampled:
 def median(values: Sequence[float], *, noun: str = "samples") -> Sampled:
     return Sampled(
         np.array([values], np.float64), lambda c: median_of(c[0]), smooth=False, noun=noun
+    )
+
+
+def percentile(values: Sequence[float], percent: float, *, noun: str = "samples") -> Sampled:
+    """Return a percentile, whose interval lies between two of the samples."""
+    return Sampled(
+        np.array([values], np.float64),
+        lambda c: np.percentile(c[0], percent, axis=-1),
+        smooth=False,
+        percent=percent,
+        noun=noun,
     )
 
 

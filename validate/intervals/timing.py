@@ -1,20 +1,14 @@
-"""Compute the intervals of percentiles of timed rounds, and of what is made in a second.
-
-A percentile's interval lies between two of the rounds, in order of their times: how many lie below
-the true percentile is binomial, whatever the times are like. Few rounds do not bound a high one.
-"""
+"""Compute the intervals of percentiles of timed rounds, and of what is made in a second."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bootstrap import LEVEL, Interval
 from .figure import Figure
-from .sampled import Floats, Sampled, median, median_of
+from .sampled import Floats, Sampled, median, median_of, percentile
 
 if TYPE_CHECKING:
     from ..report.schema import LatencyRow, Part
@@ -23,26 +17,6 @@ NOUN = "rounds"
 PERCENTILES = (50, 90, 99)
 MEDIAN = 50
 SIDES = ("fp32", "engine")
-
-
-def percentile_interval(times: Sequence[float], percent: float, level: float = LEVEL) -> Interval:
-    """Return the interval of a percentile between two of the times, or why they do not bound it."""
-    from scipy import stats
-
-    count, share, tail = len(times), percent / 100, (1 - level) / 2
-    ordered = sorted(times)
-    # As many of the times lie below the true percentile as a binomial count says.
-    low = int(stats.binom.ppf(tail, count, share))
-    high = int(stats.binom.ppf(1 - tail, count, share)) + 1
-    if low < 1 or high > count:
-        needed = rounds_needed(share, tail)
-        return Interval(count, why=f"{count} {NOUN} do not bound it: {needed} would")
-    return Interval(count, ordered[low - 1], ordered[high - 1], "order")
-
-
-def rounds_needed(share: float, tail: float) -> int:
-    """Return how many rounds bound a percentile from both sides."""
-    return math.ceil(math.log(tail) / math.log(max(share, 1 - share))) + 1
 
 
 def percentiles(latency: Mapping[Part, LatencyRow]) -> dict[str, Figure]:
@@ -56,27 +30,16 @@ def percentiles(latency: Mapping[Part, LatencyRow]) -> dict[str, Figure]:
             own = row.fp32 if side == "fp32" else row.engine
             for percent in PERCENTILES:
                 value = float(np.percentile(own.samples_ms, percent))
-                name = f"{part}.{side}.p{percent}_ms"
-                if percent == MEDIAN:
-                    found[name] = Figure.of(value, median(own.samples_ms, noun=NOUN))
-                else:
-                    found[name] = figure_of(value, percentile_interval(own.samples_ms, percent))
+                found[f"{part}.{side}.p{percent}_ms"] = Figure.of(
+                    value,
+                    median(own.samples_ms, noun=NOUN)
+                    if percent == MEDIAN
+                    else percentile(own.samples_ms, percent, noun=NOUN),
+                )
     return found
 
 
-def figure_of(value: float, interval: Interval) -> Figure:
-    """Return a value with an interval that is there already."""
-    return Figure(
-        value=value,
-        n=interval.n,
-        low=interval.low,
-        high=interval.high,
-        method=interval.method,
-        why=interval.why,
-    )
-
-
-def rate(count: int, times_ms: Sequence[float]) -> Figure:
+def rate_sampled(count: int, times_ms: Sequence[float]) -> Sampled:
     """Return how many of `count` a round are made in a second, by the median round."""
 
     def per_second(columns: Floats) -> Floats:
@@ -85,8 +48,13 @@ def rate(count: int, times_ms: Sequence[float]) -> Figure:
         return found
 
     columns = np.array([times_ms], np.float64)
-    value = float(per_second(columns))
-    return Figure.of(value, Sampled(columns, per_second, least=0.0, smooth=False, noun=NOUN))
+    return Sampled(columns, per_second, least=0.0, smooth=False, noun=NOUN)
+
+
+def rate(count: int, times_ms: Sequence[float]) -> Figure:
+    """Return the rate of a median round with its interval."""
+    sampled = rate_sampled(count, times_ms)
+    return Figure.of(float(sampled.statistic(sampled.columns)), sampled)
 
 
 def rates(latency: Mapping[Part, LatencyRow], noun: str) -> dict[str, Figure]:

@@ -23,6 +23,7 @@ from ...runtime.images import to_model
 from ...runtime.sessions.open import fast_session
 from ...runtime.sessions.placement import gpu_of
 from ...runtime.tokenizer import ImageTokenizer
+from ...samples.files import Array, GraphChain, load_sample
 from ...workspace.facts import ModelKind
 from ...workspace.stage import Reporter
 from ...workspace.worker_process import WorkerCrash, run_isolated, serve_worker
@@ -31,15 +32,20 @@ from .gpu import PeakMemory
 WORKER = "arvg_trt.validate.machine.start"
 STATUS = Path("/proc/self/status")
 KIB = 1024
-STARTS = 3  # of each candidate
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Say what is opened, how and where, and the side of the image that a tokenizer is given."""
+    """Say what is opened, how and where, and the side of the image that a tokenizer is given.
+
+    ``graphs`` of one's own run in turn, fed with the ``sample``, a file of arrays; without one they
+    are only opened.
+    """
 
     folder: str
     kind: ModelKind
     side: int
+    graphs: tuple[str, ...] = ()
+    sample: str | None = None
     threads: int
     device: str = "cpu"
     allow_fallback: bool = False
@@ -48,7 +54,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what one process took: milliseconds, and bytes at its peak.
 
-    ``first_ms`` is of the first image behind opening, None of graphs without a known input.
+    ``first_ms`` is of the first image or sample behind opening, None of graphs without one.
     ``memory_bytes`` is None where the system does not tell, ``device_bytes`` without a GPU.
     """
 
@@ -92,7 +98,7 @@ def _most(values: Iterable[int | None]) -> int | None:
 
 
 def measure_starts(
-    requests: Mapping[str, StartRequest], reporter: Reporter, count: int = STARTS
+    requests: Mapping[str, StartRequest], reporter: Reporter, count: int
 ) -> dict[str, Starts]:
     """Start each of some candidates in turn, `count` times, each in a process of its own.
 
@@ -115,11 +121,12 @@ def measure_starts(
 def start(request: StartRequest) -> Start:
     """Open and use a folder in this process, which did nothing before."""
     index = gpu_of(request.device, this_device())
+    arrays = None if request.sample is None else load_sample(Path(request.sample))
     with ExitStack() as stack:
         gpu = None if index is None else stack.enter_context(PeakMemory(index))
         before = status_bytes("VmRSS")
         began = time.perf_counter()
-        use = opened(request)
+        use = opened(request, arrays)
         loaded = time.perf_counter()
         first: float | None = None
         if use is not None:
@@ -134,7 +141,9 @@ def start(request: StartRequest) -> Start:
     )
 
 
-def opened(request: StartRequest) -> Callable[[], object] | None:
+def opened(
+    request: StartRequest, arrays: Mapping[str, Array] | None
+) -> Callable[[], object] | None:
     """Open a folder, and return what uses it once; None where only opening can be measured."""
     folder, threads, device = Path(request.folder), request.threads, request.device
     allowed = request.allow_fallback
@@ -153,10 +162,9 @@ def opened(request: StartRequest) -> Callable[[], object] | None:
 
         return both
     placed = opener(folder, fast_session, device, allow_fallback=allowed)
-    # Named, so that all are open at once.
-    sessions = [placed(path, threads) for path in sorted(folder.glob("*.onnx"))]
-    del sessions
-    return None
+    graphs = request.graphs or [path.stem for path in sorted(folder.glob("*.onnx"))]
+    chain = GraphChain.open(folder, graphs, session=placed, threads=threads)
+    return None if arrays is None else lambda: chain.run(arrays)
 
 
 def status_bytes(name: str) -> int | None:

@@ -87,6 +87,7 @@ class CustomMeasurement:
             machine=machine,
             fallbacks=fallbacks(engine),
             feeds=self._feeds(graphs),
+            sample=dict(next(self.arrays.feeds())),
         )
 
     def _feeds(self, graphs: Sequence[str]) -> Feeds:

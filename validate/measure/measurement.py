@@ -36,8 +36,8 @@ class Measurements:
     generator, with the names and classes of the images that it generated and how, and the `memory`
     that FP32 and the headline take meanwhile. `machine` says what else ran while `latency` was
     timed. `feeds` are what graphs were fed with the first samples, by graph, where a second
-    opinion is asked for. `fallbacks` say what of the engine ran on the CPU
-    instead of the GPU.
+    opinion is asked for; `sample` is the first one, of a user's own graphs. `fallbacks` say what
+    of the engine ran on the CPU instead of the GPU.
     """
 
     accuracy: dict[str, CandidateAccuracy] = field(default_factory=dict)
@@ -52,6 +52,7 @@ class Measurements:
     fallbacks: tuple[str, ...] = ()
     memory: dict[str, GenerationMemory] = field(default_factory=dict)
     feeds: dict[str, list[dict[str, NDArray[np.generic]]]] = field(default_factory=dict)
+    sample: dict[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
 class Measurement(Protocol):

@@ -13,6 +13,7 @@ from ...runtime.families import SPEC_FILE
 from ...runtime.generator import OTHER_GRAPHS
 from ...runtime.packed.expand import megabytes
 from ...runtime.spec import DECODER
+from ...samples.files import Array, save_sample
 from ...workspace.facts import Exported, kind_of
 from ...workspace.manifest import Manifest
 from ...workspace.stage import Reporter
@@ -136,27 +137,32 @@ def measure_shipped(
     folders: Mapping[str, Path],
     options: ValidateOptions,
     device: str,
+    sample: Mapping[str, Array],
     reporter: Reporter,
 ) -> tuple[Download, dict[str, Starts]]:
     """Return what a device gets of the engine, or else of the Q/DQ graphs, and how these start.
 
-    Starts are measured beside FP32's where speed is, on the device that runs the engine.
+    Starts are measured beside FP32's where speed is, on the device that runs the engine. Graphs of
+    one's own are fed with the `sample`.
     """
     shipped = ENGINE if ENGINE in folders else QDQ
     folder = folders[shipped]
     told = megabytes(reporter, "packing weights, MB")
     download = measure_download(shipped, folder, folders[QDQ], told)
-    if not options.rounds:
+    if not (options.rounds and options.starts):
         return download, {}
-    requests = {
-        name: StartRequest(
-            folder=str(place.absolute()),
-            kind=model.kind,
-            side=options.size,
-            threads=options.threads,
-            device=device if shipped == ENGINE else "cpu",
-            allow_fallback=options.allow_fallback,
-        )
-        for name, place in ((FP32, model.folder), (shipped, folder))
-    }
-    return download, measure_starts(requests, reporter)
+    with TemporaryDirectory() as scratch:
+        requests = {
+            name: StartRequest(
+                folder=str(place.absolute()),
+                kind=model.kind,
+                side=options.size,
+                graphs=load_sites(model.folder).graphs if sample else (),
+                sample=str(save_sample(dict(sample), Path(scratch), 0)) if sample else None,
+                threads=options.threads,
+                device=device if shipped == ENGINE else "cpu",
+                allow_fallback=options.allow_fallback,
+            )
+            for name, place in ((FP32, model.folder), (shipped, folder))
+        }
+        return download, measure_starts(requests, reporter, options.starts)

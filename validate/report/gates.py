@@ -20,6 +20,7 @@ from ...quantize.facts import SiteRow
 from ...runtime.spec import DECODER
 from ..intervals.bootstrap import more_to_decide
 from ..intervals.figure import COUNTED, WITHOUT_INTERVAL, Figure, plain
+from ..intervals.speeds import noun_of
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -211,7 +212,7 @@ def _by_interval(gate: Gate, value: float, figure: Figure | None) -> GateResult:
     ]
     more = None if None in needs else max((n for n in needs if n is not None), default=None)
     hint = "no number of samples decides" if more is None else f"about {more} more would decide"
-    reason = f"{text} over {figure.n} samples: {hint}"
+    reason = f"{text} over {figure.n} {noun_of(gate.metric)}: {hint}"
     return _result(gate, value, "inconclusive", reason, figure, more)
 
 

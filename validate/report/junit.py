@@ -23,7 +23,7 @@ SHOWN_COUNTED = ("compression", "speedup", "latency_ms")
 
 
 def junit(report: Report, seconds: float = 0.0) -> bytes:
-    """Return JUnit XML; `seconds` is what measuring took.
+    """Return JUnit XML; `seconds` is what measuring took, all gates together.
 
     An inconclusive gate is a failure of the type "inconclusive". Sites of one graph and format are
     a group, which fails where a gate on `site_sqnr_db` did and one of them is beyond it; sites that
@@ -62,7 +62,6 @@ def add_gates(root: ElementTree.Element, report: Report, seconds: float) -> None
             "testcase",
             classname=f"{report.model}.{report.name}",
             name=gate.expression,
-            time="0",
         )
         of_case = {"value": "" if gate.value is None else metric_text(name, gate.value)}
         of_case |= {"interval": headline_interval(report, name)}
@@ -82,7 +81,7 @@ def add_sites(root: ElementTree.Element, report: Report) -> None:
         groups.setdefault((site.graph, site.weight, site.activation), []).append(site)
     if not groups:
         return
-    suite = ElementTree.SubElement(root, "testsuite", name="sites", time="0")
+    suite = ElementTree.SubElement(root, "testsuite", name="sites")
     outputs = site_outputs(report)
     gates = [
         parse_gate(gate.expression, METRIC_NAMES)
@@ -96,7 +95,6 @@ def add_sites(root: ElementTree.Element, report: Report) -> None:
             "testcase",
             classname=f"{report.model}.{report.name}.{graph}",
             name=f"{graph}: weights {weight}, inputs {activation}",
-            time="0",
         )
         add_properties(case, {"sites": str(len(sites)), **worst(sites, outputs)})
         beyond = [text for gate in gates for text in violations(gate, sites, outputs)]

@@ -14,6 +14,7 @@ from ...quantize.facts import CacheRow, SiteRow
 from ..download import SIZE_NOTE, Download
 from ..generation_memory import GenerationMemory
 from ..intervals.figure import Figure
+from ..intervals.speeds import OF_PART, SPEEDS, speeds
 from ..machine.start import Starts
 from ..machine.watch import MachineLoad
 from ..measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy, generation_metrics
@@ -256,9 +257,8 @@ METRIC_NAMES: tuple[str, ...] = (
     "compression",
     "packed_compression",
     "download_compression",
-    "speedup",
-    "latency_ms",
-    *(f"{part}.{name}" for part in PARTS for name in ("speedup", "latency_ms")),
+    *SPEEDS,
+    *(f"{part}.{name}" for part in PARTS for name in OF_PART),
     *(f"{candidate}.{name}" for candidate in CANDIDATES for name in MEASURED),
 )
 
@@ -267,7 +267,7 @@ def metrics(report: Report) -> dict[str, float | None]:
     """Return each metric by its flat name in METRIC_NAMES, for gates and comparisons.
 
     Plain accuracy names read the headline candidate; ``qdq.``, ``twin.``, ``engine.`` a given one.
-    None is not measured; decibels without any error are inf. ``latency_ms`` is the engine's median.
+    None is not measured; decibels without any error are inf. Times and rates are the engine's.
     """
     values: dict[str, float | None] = dict.fromkeys(METRIC_NAMES)
     for candidate in CANDIDATES:
@@ -290,8 +290,5 @@ def metrics(report: Report) -> dict[str, float | None]:
         values["compression"] = sizes.compression
         values["packed_compression"] = sizes.packed_compression
         values["download_compression"] = sizes.download_compression
-    for what, row in report.latency.items():
-        prefix = "" if what == "total" else f"{what}."
-        values[f"{prefix}speedup"] = row.speed.ratio
-        values[f"{prefix}latency_ms"] = row.engine.p50_ms
+    values.update(speeds(report))
     return values

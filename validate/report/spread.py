@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from ..intervals.bootstrap import LEVEL
-from ..intervals.figure import COUNTED, TIMED, Figure, plain
+from ..intervals.figure import COUNTED, Figure, plain
 from ..intervals.figures import sampled
-from .schema import Part, Report, metrics
+from ..intervals.speeds import SPEEDS, TIMED
+from .schema import Report, metrics
 
 INCONCLUSIVE = "inconclusive"
+CHARTED = ("speedup", "latency_ms")  # of all speeds, with the figures
 # What a figure is without any difference.
 NO_DIFFERENCE = {"psnr_drop": 0.0, "ssim_drop": 0.0}
 
@@ -17,14 +17,14 @@ NO_DIFFERENCE = {"psnr_drop": 0.0, "ssim_drop": 0.0}
 def figures(report: Report) -> dict[str, Figure]:
     """Return each measured metric with its interval, by candidate or part and name.
 
-    Sizes are no samples. Plain names, which read the headline candidate, are left out.
+    Sizes are no samples. Plain names, which read the headline candidate, are left out, and so are
+    high percentiles, rates and starts, which a report has elsewhere.
     """
-    parts = [*(f"{part}." for part in get_args(Part)), ""]
-    speeds = {f"{part}{name}" for part in parts for name in ("speedup", "latency_ms")}
+    left_out = {*COUNTED, *SPEEDS} - {*CHARTED}
     return {
         name: Figure.of(value, sampled(report, name), count=measured_on(report, name))
         for name, value in metrics(report).items()
-        if value is not None and plain(name) not in COUNTED and ("." in name or name in speeds)
+        if value is not None and plain(name) not in left_out and ("." in name or name in CHARTED)
     }
 
 
@@ -43,7 +43,7 @@ def figure(report: Report, metric: str, level: float = LEVEL) -> Figure | None:
 def measured_on(report: Report, metric: str) -> int:
     """Return how many images or samples a metric is of; 0 if a report does not say it."""
     candidate = metric.rpartition(".")[0] or report.headline
-    if plain(metric) == "site_sqnr_db":  # of a few of them
+    if plain(metric) in ("site_sqnr_db", *SPEEDS):  # of a few of them, or of rounds
         return 0
     if candidate in report.accuracy:
         return len(report.accuracy[candidate].psnr.each)

@@ -18,7 +18,7 @@ from .schema import FP32, Report
 OF_STARTS = (
     "Of processes that do nothing else: from the call that opens the graphs, and checks the "
     "digests of a tokenizer's or generator's, to where they can be used, and from there to the "
-    "first image (graphs of your own are only opened). Libraries were loaded before, and files "
+    "first image, or the first sample of your own graphs. Libraries were loaded before, and files "
     "come from the system's cache. Memory is the highest peak above what Python and libraries take."
 )
 OF_GPU = (
@@ -134,7 +134,7 @@ def _starts(report: Report) -> Table:
     every = list(shown.values())
     rows = (
         ("Opening the graphs", *(_spread(each.load_ms) for each in every)),
-        ("The first image behind that", *(_spread(each.first_ms) for each in every)),
+        (f"The first {_noun(report)} behind that", *(_spread(each.first_ms) for each in every)),
         ("Memory at its peak", *memory([each.memory_bytes for each in every])),
         ("Memory of the GPU at its peak", *memory([each.device_bytes for each in every])),
     )
@@ -146,6 +146,10 @@ def _starts(report: Report) -> Table:
         rows=tuple(row for row in rows if any(row[1:])),
         caption=f"{OF_STARTS}{on_gpu}{of}",
     )
+
+
+def _noun(report: Report) -> str:
+    return "sample" if report.outputs else "image"
 
 
 def _spread(times: Sequence[float]) -> str:

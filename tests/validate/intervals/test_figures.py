@@ -11,6 +11,7 @@ import pytest
 from arvg_trt.validate.intervals.figure import COUNTED, SAME_SEED, WITHOUT_INTERVAL, plain
 from arvg_trt.validate.intervals.figures import LOGITS, NOT_KEPT, PICTURES, TOKENIZER, sampled
 from arvg_trt.validate.intervals.sampled import Sampled
+from arvg_trt.validate.intervals.speeds import SPEEDS
 from arvg_trt.validate.measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy
 from arvg_trt.validate.metrics.logits import LogitsAccumulator
 from arvg_trt.validate.metrics.outputs import OutputAccumulator
@@ -67,7 +68,7 @@ def test_figures_of_logits_and_outputs_are_made_of_their_samples(make_report: Ma
 
 def test_every_metric_has_samples_or_a_reason() -> None:
     """A metric that is added without either says so in the report; this lists them all."""
-    known = {*TOKENIZER, *LOGITS, *PICTURES, *WITHOUT_INTERVAL, *COUNTED, "speedup", "latency_ms"}
+    known = {*TOKENIZER, *LOGITS, *PICTURES, *WITHOUT_INTERVAL, *COUNTED, *SPEEDS}
     known |= {"output_sqnr_db", "output_cosine", "output_equal", "condition_sqnr_db"}
     assert {plain(name) for name in METRIC_NAMES} <= known | {"noise_sqnr_db"}
     assert set(SAME_SEED) <= {*GENERATION_NAMES}

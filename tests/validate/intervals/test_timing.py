@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from arvg_trt.validate.intervals.bootstrap import LEVEL, interval_of
-from arvg_trt.validate.intervals.sampled import median
+from arvg_trt.validate.intervals.bootstrap import LEVEL, Interval, change_of, interval_of
+from arvg_trt.validate.intervals.orders import samples_needed
+from arvg_trt.validate.intervals.sampled import median, percentile
 from arvg_trt.validate.intervals.timing import (
-    percentile_interval,
     percentiles,
     rate,
     rates,
-    rounds_needed,
 )
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.report.schema import LatencyRow
@@ -22,6 +23,10 @@ def row(fp32: list[float], engine: list[float], **more: int) -> LatencyRow:
     pair = Latency.of(fp32), Latency.of(engine)
     options = {"shape": (2, 3, 8, 8), "batch": 2, "threads": 1} | more
     return LatencyRow(fp32=pair[0], engine=pair[1], speed=ratio(*pair), **options)
+
+
+def percentile_interval(times: Sequence[float], percent: float) -> Interval:
+    return interval_of(percentile(times, percent, noun="rounds"))
 
 
 @pytest.mark.parametrize(("percent", "count"), [(90, 60), (90, 150), (99, 500)])
@@ -42,13 +47,21 @@ def test_the_true_percentile_is_inside_as_often_as_said(percent: int, count: int
 
 @pytest.mark.parametrize("percent", [90, 99])
 def test_few_rounds_do_not_bound_it_and_it_says_how_many_would(percent: int) -> None:
-    needed = rounds_needed(percent / 100, (1 - LEVEL) / 2)
+    needed = samples_needed(percent, LEVEL)
     few = percentile_interval(list(range(20)), percent)
     assert few.low is None is few.high
     assert few.why == f"20 rounds do not bound it: {needed} would"
     enough = percentile_interval(list(range(needed)), percent)
     assert enough.method == "order" and enough.low is not None and enough.high == needed - 1
     assert percentile_interval(list(range(needed - 2)), percent).low is None
+
+
+def test_a_change_of_a_percentile_needs_as_many_rounds_as_the_percentile() -> None:
+    few, enough = ([float(k) for k in range(count)] for count in (30, 60))
+    found = change_of(percentile(few, 90), percentile(enough, 90), paired=False, relative=True)
+    assert found.low is None and found.why == "30 samples do not bound it: 37 would"
+    found = change_of(percentile(enough, 90), percentile(enough, 90), paired=False, relative=True)
+    assert found.low is not None and found.high is not None and found.low < 0 < found.high
 
 
 def test_times_that_are_all_alike_have_an_interval_of_one_value() -> None:

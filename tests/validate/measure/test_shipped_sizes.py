@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from arvg_trt.engines.packed.write import known_weights, pack_folder
+from arvg_trt.graph.io import input_names
 from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.runtime.packed.expand import untold
+from arvg_trt.samples.files import save_sample
 from arvg_trt.validate.machine.start import STATUS, StartRequest, measure_starts
 from arvg_trt.validate.measure.sizes import measure_download
 from arvg_trt.workspace.stage import SilentReporter
@@ -72,6 +75,33 @@ def test_memory_grows_with_the_weights_that_are_opened(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     reporter = Warned()
-    assert measure_starts({"qdq": request(tmp_path)}, reporter) == {}
+    assert measure_starts({"qdq": request(tmp_path)}, reporter, count=3) == {}
     (line,) = reporter.lines  # once, not at every start
     assert line.startswith("memory and start of qdq were not measured: ") and "model.onnx" in line
+
+
+def test_graphs_of_ones_own_run_a_sample_in_turn(tmp_path: Path) -> None:
+    folder = tmp_path / "graphs"
+    folder.mkdir()
+    square = np.eye(SIDE, dtype=np.float32)
+    with SharedWeights(folder) as file:
+        file.write(ir.from_proto(linears(("w", square))), "model")
+    (name,) = input_names(folder / "model.onnx")
+    fed = {name: np.ones((1, SIDE), np.float32)}
+    asked = msgspec.structs.replace(
+        request(folder), graphs=("model",), sample=str(save_sample(fed, tmp_path, 0))
+    )
+    found = measure_starts({"qdq": asked}, SilentReporter(), count=2)["qdq"]
+    assert len(found.load_ms) == len(found.first_ms) == 2 and min(found.first_ms) > 0
+
+
+def test_a_sample_that_the_graphs_do_not_take_is_a_warning(tmp_path: Path) -> None:
+    folder = tmp_path / "graphs"
+    folder.mkdir()
+    with SharedWeights(folder) as file:
+        file.write(ir.from_proto(linears(("w", np.eye(SIDE, dtype=np.float32)))), "model")
+    sample = save_sample({"other": np.ones((1, SIDE), np.float32)}, tmp_path, 0)
+    asked = msgspec.structs.replace(request(folder), graphs=("model",), sample=str(sample))
+    reporter = Warned()
+    assert measure_starts({"qdq": asked}, reporter, count=3) == {}
+    assert "nothing feeds" in reporter.lines[0]
