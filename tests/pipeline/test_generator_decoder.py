@@ -29,6 +29,7 @@ from ..families.mar.models import TinyMar
 from ..families.par.models import TinyPar
 from ..families.rar.models import SMALL, TinyRar
 from ..minis.minis import Mini
+from ..validate.diagnose.planted import spoil
 
 INT8 = ("--weight-bits", 8, "--decoder-bits", 8, "--smoothing", 0)
 SAMPLES = 5
@@ -249,3 +250,29 @@ def test_a_plan_cannot_quantize_the_attention_of_a_decoder(quantized: Path, tmp_
     path.write_text(json.dumps(plan))
     outcome = arvg("quantize", quantized, "--name", "x", "--plan", path)
     assert outcome.code != 0 and first["name"] in outcome.err
+
+
+@pytest.mark.parametrize("images", [(), ("--images", "skimage:astronaut,coffee,chelsea,rocket")])
+def test_a_spoiled_convolution_of_it_is_diagnosed(
+    quantized: Path, tmp_path: Path, images: tuple[str, ...]
+) -> None:
+    """On images that it makes itself, and on those that are given."""
+    workspace = tmp_path / "ws"
+    shutil.copytree(quantized, workspace)
+    plan = json.loads((workspace / "quantize/int8/plan.json").read_text())["sites"]
+    own = [e["name"] for e in plan if e["name"].startswith("decoder.") and e["activation"]]
+    spoiled = own[-2]
+    folder = workspace / "quantize" / "int8"
+    spoil(folder, "decoder", f"{spoiled}.activation_scale", lambda scale: scale * 30)
+    asked = ("--name", "int8", "--samples", 4, "--raise", 1, *images)
+    labels = ("--labels", "0,1,0,1") if images else ()
+    outcome = arvg("diagnose", workspace, "--json", *asked, *labels)
+    assert outcome.code == 0, outcome
+    found = json.loads(outcome.out)["diagnosis"]
+    assert set(found["graphs"]) == {"full", "decoder"} and not found["unmeasured"]
+    assert found["graphs"]["decoder"] < found["graphs"]["full"]
+    assert found["raised"][0]["name"] == spoiled == found["odd_scales"][0]["name"]
+    assert found["raised"][0]["measured_db"] > found["held_out_db"] + 3
+    # Half of the images ranks, half measures; each image has two rows of the whole graph.
+    assert found["ranked_on"] >= 4 and found["separate"]
+    assert {row["name"] for row in found["sites"] if row["graph"] == "decoder"} >= {*own}

@@ -89,7 +89,9 @@ def save_feeds(
     made_by: dict[Path, dict[str, Path]] = {path: {} for path in files}
     for position, graph in enumerate(graphs):
         later = {name for g in graphs[position + 1 :] for name in inputs[g]}
-        own = [path for path in files if graph_of(path) in (None, graph)]
+        # A generator's decoder has runs of its own, beside samples of its other graphs.
+        runs_of_it = [path for path in files if graph_of(path) == graph]
+        own = runs_of_it or [path for path in files if graph_of(path) is None]
         session = None
         for number, path in enumerate(own):
             arrays = load_sample(path, inputs[graph])

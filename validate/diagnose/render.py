@@ -11,13 +11,13 @@ import msgspec
 
 from ...numerics.scheme import Plan
 from ...workspace.files import encode_json
-from ..formats import DB, SHARE
+from ..formats import SHARE
 from ..report.charts.chart import Chart, Series
 from ..report.page import Badge, KeyFigure, Page, Table, to_html, to_markdown
-from .facts import Diagnosis, OddScale, SiteDiagnosis
+from .facts import Diagnosis, SiteDiagnosis
+from .text import UNMEASURED, graph_ratios, microseconds, ratio, scale_text
 
 PLAN = "plan.json"
-NO_ERROR, UNMEASURED = "no error", ""
 NOTES = (
     "A site's own error is at its output, relative to FP32's there, in FP32's units: scales that "
     "are folded into it are undone. Alone: the FP32 graph with this site's product of the Q/DQ "
@@ -103,7 +103,12 @@ def _key_figures(diagnosis: Diagnosis) -> tuple[KeyFigure, ...]:
             label="SQNR to FP32",
             value=ratio(diagnosis.held_out_db),
             detail=f"of the model's outputs, {diagnosis.measured_on} runs",
-        )
+        ),
+        *(
+            KeyFigure(label=f"{graph} alone", value=ratio(value), detail="on the ranked runs")
+            for graph, value in diagnosis.graphs.items()
+            if len(diagnosis.graphs) > 1
+        ),
     ]
     measured = [row for row in diagnosis.raised if row.measured_db is not None]
     if measured:
@@ -123,26 +128,6 @@ def _key_figures(diagnosis: Diagnosis) -> tuple[KeyFigure, ...]:
             )
         )
     return tuple(figures)
-
-
-def ratio(value: float | msgspec.UnsetType | None, *, finite: bool = True) -> str:
-    """Return a ratio in dB as text."""
-    if value is msgspec.UNSET:
-        return UNMEASURED
-    if value is None:
-        return NO_ERROR if finite else "NaN"
-    return DB(value)
-
-
-def microseconds(value: float | msgspec.UnsetType) -> str:
-    """Return what an image takes longer as text."""
-    return UNMEASURED if value is msgspec.UNSET else f"{value:+.3g} µs"
-
-
-def scale_text(odd: OddScale) -> str:
-    """Return what another factor gains."""
-    gain = "it is finite" if odd.gain_db is None else f"{odd.gain_db:.1f} dB less error"
-    return f"{odd.factor:.3g} times it, {gain} at the site's output"
 
 
 def _odd_scales(diagnosis: Diagnosis) -> Table:
@@ -281,6 +266,8 @@ def _charts(diagnosis: Diagnosis) -> tuple[Chart, ...]:
 def terminal_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield what a terminal shows: the verdict, the parts, and what to raise."""
     yield f"SQNR to FP32: {ratio(diagnosis.held_out_db)}. {_verdict(diagnosis)}"
+    if len(diagnosis.graphs) > 1:
+        yield f"graphs: {graph_ratios(diagnosis)}"
     if len(diagnosis.shares) > 1:
         yield "shares: " + ", ".join(f"{part} {SHARE(s)}" for part, s in diagnosis.shares.items())
     kib = 0.0
