@@ -17,9 +17,12 @@ from torch import nn
 
 from arvg_trt.errors import CalibrationError, ExportError
 from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
+from arvg_trt.recipe.file import encode_recipe
+from arvg_trt.recipe.recipe import Recipe
 from arvg_trt.runtime.images import center_crop, to_model
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.images import open_source
+from arvg_trt.workspace.workspace import RECIPE_FILE
 
 from ...command_line import arvg, assert_refused
 from ...one_process import exporting_here
@@ -29,7 +32,7 @@ from ..rar.models import random_maskgit
 from ..var_vqvae.models import random_vqvae
 from .models import state_of
 
-SCALES = (1, 2, 4)
+SCALES = (1, 2, 6)  # of images with a side of 12, which SSIM can measure
 SMALL_VQVAE = VarVqvaeConfig(
     channels=32,
     channels_mult=(1, 2),
@@ -111,22 +114,49 @@ def test_a_manifest_says_what_later_stages_need(exported: tuple[str, Any, Path])
     assert facts["stride"] == model.config.stride
     assert results["parameters"] == sum(p.numel() for p in model.parameters())
     if name == "var-vqvae":
-        assert (facts["fixed_size"], facts["tokens"]) == (8, sum(p * p for p in SCALES))
+        assert (facts["fixed_size"], facts["tokens"]) == (12, sum(p * p for p in SCALES))
     else:
         assert "fixed_size" not in facts
 
 
-def test_searches_lookups_and_phi_stay_exact_in_eight_bits(
-    exported: tuple[str, Any, Path], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def quantized(
+    exported: tuple[str, Any, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Path]:
+    """The name, the workspace of the export, and that of its INT8 graphs."""
     name, _, exports = exported
-    workspace = tmp_path / "ws"
+    workspace = tmp_path_factory.mktemp(f"{name}-int8") / "ws"
     shutil.copytree(exports, workspace)
     size = image_of(name).shape[-1]
     given = ("--images", "skimage:rocket", "--samples", 2, "--size", size)
     assert arvg("calibrate", workspace, *given).code == 0
     outcome = arvg("quantize", workspace, "--name", "int8", "--smoothing", 0)
     assert outcome.code == 0, outcome
+    return name, exports, workspace
+
+
+def test_pytorch_has_a_second_opinion_on_it(quantized: tuple[str, Path, Path]) -> None:
+    name, exports, workspace = quantized
+    checkpoint = exports.parent / "checkpoint" / MODELS[name][1]
+    recipe = Recipe(name="int8", model=name, checkpoint=str(checkpoint), workspace=str(workspace))
+    (workspace / RECIPE_FILE).write_text(encode_recipe(recipe))
+    size = image_of(name).shape[-1]
+    given = ("--images", "skimage:coffee", "--size", size, "--rounds", 0, "--skip-engine")
+    outcome = arvg("validate", workspace, "--name", "int8", *given, "--second-opinion")
+    assert outcome.code == 0, outcome
+    report = json.loads((workspace / "validate/int8/report.json").read_text())
+    rows = [row for row in report["second_opinions"] if row["by"] == "torch"]
+    assert [(row["candidate"], row["graph"]) for row in rows] == [
+        ("fp32", "encoder"),
+        ("fp32", "decoder"),
+    ]
+    assert all(row["agrees"] for row in rows), rows
+
+
+def test_searches_lookups_and_phi_stay_exact_in_eight_bits(
+    quantized: tuple[str, Path, Path],
+) -> None:
+    name, exports, workspace = quantized
     sites = json.loads((workspace / "export/sites.json").read_text())["sites"]
     exact = [s for s in sites if s["role"] in ("codes", "phi", "resize")]
     assert bool(exact) == (name != "kl-16")
@@ -191,4 +221,4 @@ def test_images_of_another_size_than_the_scales_are_refused(
     copy = tmp_path / "ws"
     shutil.copytree(workspace, copy)
     outcome = arvg("calibrate", copy, "--images", "skimage:rocket", "--size", 64)
-    assert_refused(outcome, CalibrationError.exit_code, "sample size 64 is not the 8", "--size 8")
+    assert_refused(outcome, CalibrationError.exit_code, "sample size 64 is not the 12", "--size 12")
