@@ -278,7 +278,7 @@ def verdict_text(verdict: NodeVerdict) -> str:
 
 
 def shortened(nodes: Sequence[str]) -> str:
-    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} and {len(nodes) - 1} more"
+    return ", ".join(nodes) if len(nodes) <= 2 else f"{nodes[0]} and {len(nodes) - 1} more"
 
 
 def stops(verdict: NodeVerdict) -> bool:

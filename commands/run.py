@@ -81,5 +81,5 @@ def run(
 def say_left_out(written: Recipe, recipe: Recipe) -> None:
     """Say, behind all else, that a recipe's gates did not go along to another model."""
     if written.validate.gates and not recipe.validate.gates:
-        text = f"no gate is set for {recipe.model}: the recipe's hold what {written.model} reached"
-        click.echo(text, err=True)
+        measured = f"those of the recipe were measured on {written.model}"
+        click.echo(f"no gates are checked for {recipe.model}: {measured}", err=True)

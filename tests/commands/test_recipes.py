@@ -39,7 +39,7 @@ def test_each_preset_is_a_line_that_says_what_it_does() -> None:
 def test_the_list_says_of_each_preset_whether_the_weights_of_its_model_are_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after `pip install arvg-trt`, whose wheel has two of the minis."""
+    """A wheel has two of the minis, and here a folder has their names."""
 
     def weights() -> dict[str, str]:
         rows = json.loads(arvg("recipes", "--json").out)["recipes"]
