@@ -61,6 +61,20 @@ def test_a_new_workspace_runs_all_and_is_not_made(finished: Finished, tmp_path: 
     assert "time, memory and disk are known after a first run here" in text
 
 
+def test_folders_of_engines_are_named_before_there_are_any(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    words = ("run", "cosmos-mini-int8", "--workspace", tmp_path / "new", "--dry-run", "--json")
+    rows = json.loads(arvg(*words).out)["planned"]
+    assert [(row["folder"], row["makes"]) for row in rows if row["stage"] == "build"] == [
+        ("engines/int8/onnxruntime", "onnxruntime engines"),
+        ("engines/int8/rtx-sm86-sm89-sm120", "tensorrt_rtx engines for sm86, sm89, sm120"),
+        (
+            "engines/fp16/rtx-sm86-sm89-sm120",
+            "tensorrt_rtx engines of the unquantized graphs for sm86, sm89, sm120",
+        ),
+    ]
+
+
 def test_what_is_up_to_date_is_said_and_nothing_changes(
     finished: Finished, workspace: Path
 ) -> None:
