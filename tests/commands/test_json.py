@@ -261,3 +261,11 @@ def test_failure_is_one_object_with_the_error_and_its_exit_code(
         last = outcome.err.splitlines()[-1]
         assert last.lower() == f"error: {error['message']}".lower(), outcome
         assert not things.new.exists() or things.new.is_dir(), words
+
+
+@pytest.mark.parametrize(
+    "words", [("--no-such-option", "doctor"), ("no-such-command",), ("ci", "no-such-platform")]
+)
+def test_what_stands_before_a_command_fails_as_an_object_too(words: Words) -> None:
+    outcome = arvg(*words, "--json")
+    assert outcome.code == only_object(outcome)["error"]["exit_code"] == 2
