@@ -91,13 +91,17 @@ def count_sites(rows: Sequence[SiteRow]) -> SiteCounts:
     for row in high:
         reason = row.reason or "as the plan says"
         alike.setdefault(NUMBER.sub("…", reason), Counter())[reason] += 1
-    named = {
-        next(iter(found)) if len(found) == 1 else kind: found.total()
-        for kind, found in alike.items()
-    }
+    named = {common_text(list(found)): found.total() for found in alike.values()}
     return SiteCounts(
         quantized=len(rows) - len(high),
         of=len(rows),
         weights_only=len(only),
         high_precision=dict(sorted(named.items(), key=lambda item: -item[1])),
     )
+
+
+def common_text(texts: Sequence[str]) -> str:
+    """Return texts that differ in numbers alone as one, with … for each number that differs."""
+    numbers = zip(*(NUMBER.findall(text) for text in texts), strict=True)
+    kept = iter([each[0] if len(set(each)) == 1 else "…" for each in numbers])
+    return NUMBER.sub(lambda _: next(kept), texts[0])
