@@ -10,7 +10,7 @@ import textwrap
 from importlib.metadata import version as installed_version
 from typing import Any
 
-from docutils import nodes
+from docutils import nodes  # type: ignore[import-untyped]
 
 project = "arvg-trt"
 author = "the arvg-trt authors"
