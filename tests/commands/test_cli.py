@@ -370,7 +370,7 @@ def test_odd_image_comes_back_in_its_size(
 
 def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> None:
     found = json.loads(arvg("inspect", finished.workspace, "--json").out)
-    assert found["kind"] == "workspace"
+    assert (found["kind"], found["model"]) == ("workspace", MODEL)
     assert found["stages"] == [
         "calibrate",
         "engines/int8/onnxruntime",
