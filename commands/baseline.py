@@ -102,16 +102,19 @@ def update(
         accept_failed_gates=accept_failed_gates,
     )
     worse = done.found.regressed and done.state == "kept"
-    if as_json and not worse:
-        print_json({"state": done.state, "comparison": ComparedReports.of(done.found)})
-    elif not as_json:
+    fields = {"state": done.state, "comparison": ComparedReports.of(done.found)}
+    if not as_json:
         click.echo(comparison_markdown(done.found))
     if worse:
-        raise AccuracyError(
+        error = AccuracyError(
             "the report is worse, and the baseline stays",
             where=str(file),
             do="mend it, or give --accept-regression",
         )
+        error.measured = fields
+        raise error
+    if as_json:
+        print_json(fields)
     if not as_json:
         same = (
             "stays as it is: a metric may be worse; --accept-regression replaces it all the same"

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..errors import WorkspaceError
+from ..errors import RecipeError, WorkspaceError
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.commands import DiagnoseOptions
@@ -39,8 +39,7 @@ def diagnose() -> None:
 
     \b
     Example: arvg-trt diagnose out/demo --name int8 --images held_out/
-             arvg-trt diagnose build-failure out/ws --backend tensorrt_rtx --target rtx4090 \\
-                 -o failing.onnx
+             arvg-trt diagnose build-failure out/ws -o failing.onnx
     """
 
 
@@ -110,11 +109,11 @@ def diagnose_sites(
     click.echo(str(folder))
 
 
-def last_recipe(workspace: Path, name: str) -> Recipe | None:
-    """Return the recipe that a workspace was last run by, if it is of this quantization."""
+def last_recipe(workspace: Path, name: str | None) -> Recipe | None:
+    """Return the recipe that a workspace was last run by, if it is of this quantization, or any."""
     file = workspace / RECIPE_FILE
     recipe = load_recipe(str(file)) if file.is_file() else None
-    return recipe if recipe is not None and recipe.name == name else None
+    return recipe if recipe is not None and name in (None, recipe.name) else None
 
 
 def held_out_options(recipe: Recipe | None, changes: dict[str, Any]) -> ValidateOptions:
@@ -125,12 +124,40 @@ def held_out_options(recipe: Recipe | None, changes: dict[str, Any]) -> Validate
     return with_changes(base, **changes)
 
 
+def failed_builds(
+    workspace: Path, recipe: Recipe | None, changes: dict[str, Any]
+) -> list[BuildOptions]:
+    """Return the builds that may have failed: what is asked for, else the recipe's by TensorRT.
+
+    Raises:
+        RecipeError: nothing is asked for, and no recipe is known that has one.
+    """
+    if changes["backend"] is None and changes["targets"] is None:
+        builds = [build for build in (recipe.build if recipe else ()) if not build.on_cpu]
+        if builds:
+            return [with_changes(build, **changes) for build in builds]
+        raise RecipeError(
+            "no build by TensorRT is known of it",
+            where=str(workspace),
+            do="name the one that failed, say --backend tensorrt_rtx --target rtx4090",
+        )
+    changes["backend"] = changes["backend"] or "tensorrt_rtx"
+    return selected_builds(recipe, changes)
+
+
 @diagnose.command("build-failure", cls=GroupedCommand)
 @workspace_argument
 @recipe_option
 @name_option
 @click.option("-o", "--output", type=PathArgument(), required=True, help="ONNX file to write.")
-@struct_options(BuildOptions)
+@option(
+    "--backend",
+    group="Builder",
+    type=click.Choice(["tensorrt_rtx", "tensorrt"]),
+    help="The builder that failed. [default: those of the recipe, or of the workspace's last run; "
+    "with --target tensorrt_rtx]",
+)
+@struct_options(BuildOptions, only=("targets", "half", "image_size", "max_batch"))
 @json_option
 def build_failure(
     workspace: Path,
@@ -145,14 +172,15 @@ def build_failure(
     It is an ONNX file of fixed shapes, for a report to NVIDIA.
 
     \b
-    Example: arvg-trt diagnose build-failure out/ws --backend tensorrt_rtx --target rtx4090 \\
+    Example: arvg-trt diagnose build-failure out/ws -o failing.onnx
+             arvg-trt diagnose build-failure out/ws --backend tensorrt_rtx --target rtx4090 \\
                  -o failing.onnx
     """
     from ..explain.diagnose import diagnose_build_failure
 
-    recipe = recipe_or_none(recipe_name)
+    recipe = recipe_or_none(recipe_name) or last_recipe(workspace, name)
     called = quantization_name(name, recipe)
-    builds = selected_builds(recipe, changes)
+    builds = failed_builds(workspace, recipe, changes)
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         failures = (
             diagnose_build_failure(opened, called, options, output, reporter) for options in builds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -209,12 +208,15 @@ def analyze(files: Sequence[Path], targets: Sequence[str], every: bool, as_json:
     Example: arvg-trt analyze model.onnx --target rtx4090
     """
     analyses = analyze_files(files, targets or TARGETS)
+    if not as_json:
+        click.echo("\n\n".join(text_of(analysis, every) for analysis in analyses))
+    refused = [str(analysis.file) for analysis in analyses if analysis.refused]
+    if refused:
+        error = ExportError(f"cannot be exported: {', '.join(refused)}")
+        error.measured = {"graphs": analyses}
+        raise error
     if as_json:
         print_json({"graphs": analyses})
-    else:
-        click.echo("\n\n".join(text_of(analysis, every) for analysis in analyses))
-    if any(analysis.refused for analysis in analyses):
-        sys.exit(ExportError.exit_code)
 
 
 def text_of(analysis: GraphAnalysis, every: bool = False) -> str:
@@ -276,7 +278,7 @@ def verdict_text(verdict: NodeVerdict) -> str:
 
 
 def shortened(nodes: Sequence[str]) -> str:
-    return nodes[0] if len(nodes) == 1 else f"{nodes[0]} and {len(nodes) - 1} more"
+    return ", ".join(nodes) if len(nodes) <= 2 else f"{nodes[0]} and {len(nodes) - 1} more"
 
 
 def stops(verdict: NodeVerdict) -> bool:

@@ -18,6 +18,10 @@ from .support.options import PathArgument, json_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ACTIONS = ("show", "write")
+ANY_MODEL = (
+    "Each runs any model of its family: arvg-trt run PRESET --model NAME --checkpoint PATH|HUB_ID; "
+    "`arvg-trt models` lists them."
+)
 
 
 def model_options(decorated: Command) -> Command:
@@ -80,7 +84,7 @@ def recipes(
     if given and name is None:
         raise click.UsageError(f"--{given[0]} adapts a recipe: give its NAME")
     if keys or schema:
-        print_reference(keys)
+        print_reference(keys, as_json)
     elif name is None:
         print_presets(as_json)
     elif action == "write" and output is not None:
@@ -106,11 +110,14 @@ def parsed(words: Sequence[str], write: bool) -> tuple[str, str | None]:
     return action, rest[0] if rest else None
 
 
-def print_reference(keys: bool) -> None:
+def print_reference(keys: bool, as_json: bool) -> None:
     """Print what a recipe may hold, as tables or as a JSON schema."""
-    from ..recipe.reference import json_schema, markdown
+    from ..recipe.reference import json_schema, key_rows, markdown
 
-    click.echo(markdown() if keys else json.dumps(json_schema(), indent=2))
+    if keys and as_json:
+        print_json({"keys": key_rows()})
+    else:
+        click.echo(markdown() if keys else json.dumps(json_schema(), indent=2))
 
 
 def print_presets(as_json: bool) -> None:
@@ -121,8 +128,16 @@ def print_presets(as_json: bool) -> None:
     if as_json:
         print_json({"recipes": rows})
         return
+    width = max(len(row.model) for row in rows)
+    click.echo(f"{'preset':<17}  {'model':<{width}}  {'weights':<9}  what it does")
     for row in rows:
-        click.echo(f"{row.name:<18} {row.family:<9} {row.description}; {row.backends}")
+        weights = "to fetch" if row.weights == "published" else row.weights
+        head = f"{row.name:<17}  {row.model:<{width}}  {weights:<9}"
+        click.echo(f"{head}  {row.description}; {row.backends}")
+    click.echo(f"\n{ANY_MODEL}")
+    missing = {row.checkpoint for row in rows if row.weights == "missing"}
+    for text in sorted(missing):
+        click.echo(f"missing: {text}")
 
 
 def write_recipe(name: str, changes: dict[str, Any], output: Path, as_json: bool) -> None:

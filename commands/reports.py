@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from ..errors import AccuracyError, InconclusiveError
 from ..workspace.files import atomic_write
 from .support.console import print_json
 from .support.groups import command
 from .support.options import PathArgument, json_option
+
+if TYPE_CHECKING:
+    from ..validate.compare.compare_json import ComparedReports
 
 
 @command()
@@ -80,14 +84,30 @@ def compare(
         tolerances,
         max_regression,
     )
-    if as_json:
-        print_json(ComparedReports.of(found))
-    elif not printed:
+    compared = ComparedReports.of(found)
+    if not as_json and not printed:
         click.echo(comparison_markdown(found))
-    if found.regressed:
-        sys.exit(AccuracyError.exit_code)
-    if found.undecided:
-        sys.exit(InconclusiveError.exit_code)
+    if (error := comparison_error(compared)) is not None:
+        error.measured = msgspec.structs.asdict(compared)
+        raise error
+    if as_json:
+        print_json(compared)
+
+
+def comparison_error(compared: ComparedReports) -> AccuracyError | InconclusiveError | None:
+    """Return the error of a comparison that found a regression, or left a limit open."""
+    base = f"than {compared.labels[0]}, beyond the tolerance"
+    worse = [
+        row.metric
+        for row in compared.rows
+        if row.decides and any(cell.verdict == "worse" for cell in row.cells)
+    ]
+    if compared.regressed:
+        return AccuracyError(f"worse {base}: {', '.join(worse)}")
+    if compared.undecided:
+        more = "validate on more samples, or allow a larger loss"
+        return InconclusiveError(f"not decided: {', '.join(compared.undecided)}", do=more)
+    return None
 
 
 @command()

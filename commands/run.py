@@ -10,7 +10,7 @@ from ..recipe.file import load_recipe
 from .recipes import model_options
 from .support import completion
 from .support.console import ConsoleReporter, print_json
-from .support.figures import figures_of_failures, print_figures
+from .support.figures import figures_of_failures, print_figures, with_sites
 from .support.groups import command, option
 from .support.options import json_option, memory_option
 from .support.tracking import experiment_option, mlflow_option, tracking
@@ -54,11 +54,12 @@ def run(
              arvg-trt run var-w8a8 --model var-d16 --checkpoint FoundationVision/var
              arvg-trt run mine.toml --dry-run
     """
-    from ..explain.recipes import adapt_recipe
+    from ..explain.recipes import adapt_recipe, require_weights
     from ..pipeline.run import run_recipe
 
     written = load_recipe(recipe_name)
     recipe = adapt_recipe(recipe_name, written, model, checkpoint, workspace)
+    require_weights(recipe_name, recipe)
     if dry_run:
         print_plan(recipe, as_json)
         say_left_out(written, recipe)
@@ -71,14 +72,14 @@ def run(
         results = run_recipe(recipe, reporter, max_memory)
         log(results)
     if as_json:
-        print_json({"stages": results})
+        print_json(with_sites(results))
     else:
-        print_figures(results[-1])
+        print_figures(results)
     say_left_out(written, recipe)
 
 
 def say_left_out(written: Recipe, recipe: Recipe) -> None:
     """Say, behind all else, that a recipe's gates did not go along to another model."""
     if written.validate.gates and not recipe.validate.gates:
-        text = f"no gate is set for {recipe.model}: the recipe's hold what {written.model} reached"
-        click.echo(text, err=True)
+        measured = f"those of the recipe were measured on {written.model}"
+        click.echo(f"no gates are checked for {recipe.model}: {measured}", err=True)

@@ -277,4 +277,4 @@ def validate(
     with figures_of_failures(as_json), tracking(mlflow_uri, experiment) as log:
         results = perform(workspace, as_json, work)
     if not as_json:
-        print_figures(results[-1])
+        print_figures(results[-1:])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from ..errors import AccuracyError, InconclusiveError
 from .recipes import model_options
@@ -56,7 +57,7 @@ def sweep(
     \b
     Example: arvg-trt sweep var-w8a8 var-w6a6 var-w4a16
     """
-    from ..explain.recipes import adapt_recipe
+    from ..explain.recipes import adapt_recipe, require_weights
     from ..pipeline.sweep import aligned, run_sweep
     from ..recipe.file import load_recipe
     from ..validate.choice.candidates import read_candidates
@@ -69,6 +70,7 @@ def sweep(
     recipes = aligned(
         [adapt_recipe(n, load_recipe(n), model, checkpoint, workspace) for n in recipe_names]
     )
+    require_weights(recipe_names[0], recipes[0])
     with ConsoleReporter(quiet=as_json) as reporter:
         folders = run_sweep(recipes, reporter, max_memory)
     found = read_candidates([folder / REPORT_FILE for folder in folders], quality)
@@ -123,17 +125,19 @@ def recommend(
     wanted = parse_gates(gates, METRIC_NAMES)
     built_for = target if target in (None, "cpu") else resolve_target(target, "tensorrt_rtx").sm
     found = choose(read_candidates(report_files(folders), quality), wanted, built_for)
-    if as_json and found.chosen is not None:
-        print_json(found)
-        return
     if found.chosen is None:
         undecided = any(each.open for each in found.considered)
         kind = InconclusiveError if undecided else AccuracyError
-        raise kind(
+        error = kind(
             "; ".join(f"{each.name}: {each.reasons[0]}" for each in found.considered),
             where=", ".join(map(str, folders)),
             do="sweep more recipes, or change the gate",
         )
+        error.measured = msgspec.structs.asdict(found)
+        raise error
+    if as_json:
+        print_json(found)
+        return
     for each in found.considered:
         click.echo(considered_line(each, chosen=each.file == found.file))
 

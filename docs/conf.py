@@ -10,6 +10,8 @@ import textwrap
 from importlib.metadata import version as installed_version
 from typing import Any
 
+from docutils import nodes  # type: ignore[import-untyped]
+
 project = "arvg-trt"
 author = "the arvg-trt authors"
 release = version = installed_version("arvg-trt")
@@ -31,6 +33,9 @@ nitpicky = False
 html_theme = "furo"
 html_title = f"arvg-trt {release}"
 html_extra_path = ["_extra"]  # index.html, which leads to docs/index.html
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+LONGEST_WORD = 24  # characters of code in a text that a phone shows in one line
 
 
 def examples_as_code(app: object, context: object, lines: list[str]) -> None:
@@ -45,5 +50,13 @@ def examples_as_code(app: object, context: object, lines: list[str]) -> None:
     lines[:] = [*before, "", ".. code-block:: bash", "", *code, "", *behind]
 
 
+def keep_words_whole(app: object, doctree: nodes.document, name: str) -> None:
+    """Mark short code in texts: browsers break lines behind each hyphen of it else."""
+    for code in doctree.findall(nodes.literal):
+        if len(code.astext()) <= LONGEST_WORD:
+            code["classes"].append("short")
+
+
 def setup(app: Any) -> None:
+    app.connect("doctree-resolved", keep_words_whole)
     app.connect("sphinx-click-process-description", examples_as_code)

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -114,7 +114,7 @@ def rows_of(
     stale: StageName | None = None,
 ) -> list[PlannedStage]:
     """Return a row for each folder of a stage; not `prepared` it runs, behind one that is stale."""
-    makes = made_by(recipe, stage)
+    makes = "" if stage == "build" else made_by(recipe, stage)  # each of its folders has its own
     if prepared is not None:
         return [prepared_row(each, stage, root, makes, times) for each in prepared]
     files, size, checked = fetch if stage == "export" else NOTHING
@@ -149,7 +149,7 @@ def places(recipe: Recipe, stage: StageName, makes: str) -> list[tuple[str, str]
         return [(stage, makes)]
     if stage != "build":
         return [(f"{stage}/{recipe.name}", makes)]
-    return [(f"engines/{recipe.name}/{each.cpu_folder}", engines_of(each)) for each in recipe.build]
+    return [place for each in recipe.build for place in build_places(recipe.name, each)]
 
 
 def prepared_row(
@@ -159,7 +159,8 @@ def prepared_row(
     folder = prepared.folder.relative_to(root).as_posix()
     row = measured(stage, folder, times)
     if stage == "build":
-        makes = built_by(prepared.wanted.options)
+        options = prepared.wanted.options
+        makes = engines_text(options["backend"], options.get("targets") or (), options["name"])
     row = msgspec.structs.replace(row, makes=makes)
     if is_up_to_date(prepared.folder, prepared.wanted):
         return msgspec.structs.replace(row, state="up to date")
@@ -217,24 +218,24 @@ def made_by(recipe: Recipe, stage: StageName) -> str:
         return f"statistics of {recipe.calibrate.samples} samples"
     if stage == "quantize":
         return summarize(recipe)
-    if stage == "validate":
-        gates = f", gates {', '.join(recipe.validate.gates)}" if recipe.validate.gates else ""
-        return f"a report{gates}"
-    return "; ".join(engines_of(each) for each in recipe.build)
+    gates = ", ".join(recipe.validate.gates)
+    return f"a report, gates {gates}" if gates else "a report"
 
 
-def engines_of(options: BuildOptions) -> str:
-    """Return the engines of a back end."""
-    targets = f" for {', '.join(options.targets)}" if options.targets else ""
-    fp16 = ", and of the unquantized graphs" if options.fp16 else ""
-    return f"{options.backend} engines{targets}{fp16}"
+def build_places(name: str, options: BuildOptions) -> list[tuple[str, str]]:
+    """Return the folders of a back end's engines; some targets get one apart by their plan."""
+    from ..engines.tensorrt.engine import foreseen_folder
+
+    folder = options.cpu_folder if options.on_cpu else foreseen_folder(options)
+    names = [name, FP16] if options.fp16 and not options.on_cpu else [name]
+    backend, targets = options.backend, options.targets
+    return [(f"engines/{n}/{folder}", engines_text(backend, targets, n)) for n in names]
 
 
-def built_by(options: dict[str, Any]) -> str:
-    """Return the engines of one folder, by the options of its manifest."""
-    targets = f" for {', '.join(options['targets'])}" if options.get("targets") else ""
-    graphs = " of the unquantized graphs" if options["name"] == FP16 else ""
-    return f"{options['backend']} engines{graphs}{targets}"
+def engines_text(backend: str, targets: Sequence[str], name: str) -> str:
+    """Return the engines of one folder in words."""
+    graphs = " of the unquantized graphs" if name == FP16 else ""
+    return f"{backend} engines{graphs}" + (f" for {', '.join(targets)}" if targets else "")
 
 
 def must_fetch(recipe: Recipe) -> bool:

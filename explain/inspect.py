@@ -17,7 +17,9 @@ from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
 from ..runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE
 from ..validate.formats import size
+from ..workspace.facts import model_name
 from ..workspace.files import decode_json
+from ..workspace.lead import export_of
 from ..workspace.manifest import MANIFEST, Manifest
 
 SIZES = ("bytes", "files", "groups")  # facts that are counts of bytes
@@ -28,8 +30,9 @@ PARTED = ("options", "files", "groups", "verdicts")  # facts with a line for eac
 class InspectedWorkspace(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="workspace"
 ):
-    """The stages whose output a workspace holds, by folder."""
+    """The model of a workspace, and the stages whose output it holds, by folder."""
 
+    model: str | None
     stages: tuple[str, ...]
 
 
@@ -141,7 +144,11 @@ def inspect_folder(path: Path) -> InspectedWorkspace | InspectedStage:
     """Return what a workspace or the folder of a stage holds."""
     if (path / "workspace.json").is_file():
         stages = sorted(p.parent.relative_to(path) for p in path.glob(f"**/{MANIFEST}"))
-        return InspectedWorkspace(stages=tuple(str(s) for s in stages if not hidden(s)))
+        exported = export_of(path)
+        return InspectedWorkspace(
+            model=None if exported is None else model_name(exported),
+            stages=tuple(str(stage) for stage in stages if not hidden(stage)),
+        )
     manifest = decode_json(path / MANIFEST, Manifest, do="name a workspace or a stage's folder")
     return InspectedStage(
         kind=f"output of {manifest.stage}",

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from ..errors import RecipeError
-from ..families.variants import find_model
+from ..errors import ExportError, RecipeError
+from ..families.base import Variant
+from ..families.variants import (
+    IN_MINIS,
+    MINIS,
+    all_variants,
+    checkpoint_text,
+    find_model,
+    shipped_folder,
+)
 from ..recipe.base import with_changes
 from ..recipe.file import encode_recipe, find_recipe, load_recipe, preset_names
 from ..recipe.recipe import Recipe
 from ..recipe.summary import backends_of, formats_of, summarize
 
+Weights = Literal["installed", "missing", "published"]
+
 
 class PresetRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A preset: its family, the model it names, and what it does in one line."""
+    """Describe a preset: its family, the model it names, and what it does in one line.
+
+    ``weights`` says of that model's whether they are here, lack a package, or are fetched when it
+    runs; ``checkpoint`` where they are.
+    """
 
     name: str
     family: str
     model: str
+    weights: Weights
+    checkpoint: str
     quantize_method: str
     formats: str
     backends: str
@@ -29,11 +47,14 @@ def preset_rows() -> list[PresetRow]:
     rows = []
     for name in preset_names():
         recipe = load_recipe(name)
+        entry = find_model(recipe.model)
         rows.append(
             PresetRow(
                 name=name,
-                family=find_model(recipe.model).family,
+                family=entry.family,
                 model=recipe.model,
+                weights=weights_of(entry),
+                checkpoint=checkpoint_text(entry),
                 quantize_method=recipe.quantize.quantize_method,
                 formats=formats_of(recipe.quantize),
                 backends=backends_of(recipe),
@@ -41,6 +62,31 @@ def preset_rows() -> list[PresetRow]:
             )
         )
     return rows
+
+
+def weights_of(entry: Variant) -> Weights:
+    """Return whether a model's weights are installed, missing, or published and fetched."""
+    if shipped_folder(entry.name) is not None:
+        return "installed"
+    return "published" if entry.published else "missing"
+
+
+def require_weights(name: str, recipe: Recipe) -> None:
+    """Check that a recipe which gives no checkpoint names a model whose weights can be had.
+
+    Raises:
+        ExportError: they are of a package that is not installed; names another model of the family.
+    """
+    entry = find_model(recipe.model)
+    if recipe.checkpoint is not None or entry.name not in IN_MINIS or shipped_folder(entry.name):
+        return
+    other = next(v for v in all_variants() if v.family == entry.family and v.hub)
+    raise ExportError(
+        f"the weights of {entry.name} are not installed",
+        where=name,
+        do=f"pip install {MINIS}, or run it with another model of the family, say "
+        f"--model {other.name} --checkpoint {other.hub}",
+    )
 
 
 def adapt_recipe(

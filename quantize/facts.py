@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
+
 import msgspec
 
+from ..graph.sites import NO_WEIGHT
 from ..numerics.scheme import CacheGranularity, CacheType
+
+NO_WEIGHTS = ("float16", NO_WEIGHT)  # of sites whose weight is not quantized
 
 
 class SiteRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,3 +65,43 @@ class QuantizationFacts(msgspec.Struct, frozen=True, kw_only=True):
     quantized: int
     fp32_tensors: tuple[OverflowTensor, ...] = ()
     caches: tuple[CacheRow, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
+class SiteCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Count the sites ``of`` a model that are ``quantized``, and why the others are not.
+
+    Of ``weights_only`` the input stays in high precision; of those in ``high_precision`` all does,
+    by its reason, the most frequent first.
+    """
+
+    quantized: int
+    of: int
+    weights_only: int
+    high_precision: dict[str, int]
+
+
+NUMBER = re.compile(r"\d[\d.,]*(?:e[+-]?\d+)?")
+
+
+def count_sites(rows: Sequence[SiteRow]) -> SiteCounts:
+    """Count the rows by what is quantized; reasons that differ in a number alone are one."""
+    high = [row for row in rows if row.weight in NO_WEIGHTS and row.activation == "float"]
+    only = [row for row in rows if row.weight not in NO_WEIGHTS and row.activation == "float"]
+    alike: dict[str, Counter[str]] = {}
+    for row in high:
+        reason = row.reason or "as the plan says"
+        alike.setdefault(NUMBER.sub("…", reason), Counter())[reason] += 1
+    named = {common_text(list(found)): found.total() for found in alike.values()}
+    return SiteCounts(
+        quantized=len(rows) - len(high),
+        of=len(rows),
+        weights_only=len(only),
+        high_precision=dict(sorted(named.items(), key=lambda item: -item[1])),
+    )
+
+
+def common_text(texts: Sequence[str]) -> str:
+    """Return texts that differ in numbers alone as one, with … for each number that differs."""
+    numbers = zip(*(NUMBER.findall(text) for text in texts), strict=True)
+    kept = iter([each[0] if len(set(each)) == 1 else "…" for each in numbers])
+    return NUMBER.sub(lambda _: next(kept), texts[0])

@@ -27,9 +27,16 @@ def find_recipe(name: str | PathLike[str]) -> Path:
     """Return the path of a TOML file, or of the preset of that name.
 
     Raises:
-        RecipeError: neither; names the nearest presets.
+        RecipeError: neither; names the nearest presets. Or it is an ONNX file.
     """
     path = Path(name)
+    if path.is_file() and path.suffix == ".onnx":
+        raise RecipeError(
+            "is a graph, and no recipe",
+            where=fspath(name),
+            do=f"arvg-trt export onnx WORKSPACE --graph {fspath(name)}; a recipe names it by "
+            'model = "onnx" and graphs',
+        )
     if path.is_file():
         return path
     preset = PRESETS / f"{path.name.removesuffix('.toml')}.toml"

@@ -32,6 +32,23 @@ def markdown() -> str:
     return "\n".join(f"{heading(name)}\n\n{key_table(struct)}" for name, struct in TABLES.items())
 
 
+def key_rows() -> list[dict[str, Any]]:
+    """Return what the tables of keys say, a row for each key with its table, for programs."""
+    return [
+        {
+            "table": name,
+            "key": field.name,
+            "values": type_text(field.value, field.range).replace("`", ""),
+            "required": field.required,
+            "default": field.default,
+            "help": field.help,
+        }
+        for name, struct in TABLES.items()
+        for field in fields_of(struct)
+        if not field.value.is_table
+    ]
+
+
 def heading(name: str) -> str:
     return f"### `{name}`" if name else "### At the top"
 

@@ -115,7 +115,9 @@ class ImageTokenizer:
             check(folder)
         if missing:
             lead = lead_from(given, "tokenizer")
-            what = f"{missing[0]} is missing: {lead.what}" if given.is_dir() else lead.what
+            what = (
+                f"{missing[0]} is missing, the folder {lead.what}" if given.is_dir() else lead.what
+            )
             raise BundleError(what, where=str(folder), do=lead.do)
         names = [n for n in ("encoder", "decoder", "lookup") if has_graph(folder / f"{n}.onnx")]
         return cls(*(session(folder / f"{name}.onnx", threads) for name in names))

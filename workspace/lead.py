@@ -15,7 +15,7 @@ DEPTH = 3  # folders from a workspace down to its engines
 TITLES: dict[ModelKind, str] = {
     "generator": "a generator of images",
     "tokenizer": "an image tokenizer",
-    "custom": "graphs of your own",
+    "custom": "an ONNX model of your own",
 }
 # What takes a folder, by the kind of its model.
 TAKEN_BY: dict[ModelKind, str] = {
@@ -38,7 +38,7 @@ def lead_from(path: Path, wants: Literal["generator", "tokenizer"]) -> Lead:
     exported = None if root is None else export_of(root)
     if exported is not None and kind_of(exported) != wants:
         kind = kind_of(exported)
-        what = f"is of {model_name(exported)}, and that is {TITLES[kind]}, not {TITLES[wants]}"
+        what = f"holds {model_name(exported)}, {TITLES[kind]}, not {TITLES[wants]}"
         return Lead(what, f"{TAKEN_BY[kind]}; `arvg-trt models` lists others")
     found = folders_of_graphs(path)
     if found:

@@ -76,7 +76,7 @@ def run_instrumented(
                 consume(graph, outputs)
             carried_values.update((k, v) for k, v in outputs.items() if k in later)
             done += len(names)
-            progress(graph, done, len(files))
+            progress(f"samples through {graph}", done, len(files))
         del session
     return tuple(lenient)
 

@@ -55,6 +55,19 @@ class Commands(SectionedGroup):
             logging.getLogger().addHandler(logging.NullHandler())
         return super().main(words, *rest, **named)
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as error:  # of what stands before the command
+            self.print_object(error.exit_code, error.format_message(), error)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -95,8 +108,8 @@ class Commands(SectionedGroup):
             fields = {"kind": type(error).__name__, "message": text, "exit_code": code}
             fields |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
             stages = getattr(error, "stages", None)
-            made = getattr(error, "measured", {}) | ({} if stages is None else {"stages": stages})
-            print_json({**made, "error": fields})
+            made = {} if stages is None else {"stages": stages}
+            print_json({**made, **getattr(error, "measured", {}), "error": fields})
 
     def interrupt(self, number: int, frame: object) -> None:
         self.interrupted = True

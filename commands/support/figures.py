@@ -1,13 +1,15 @@
-"""Print the main figures of a validation, also where its gates failed."""
+"""Print what was quantized and the main figures of a validation, also where its gates failed."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
 from ...errors import AccuracyError, InconclusiveError
+from ...quantize.facts import QuantizationFacts, count_sites
 from ...validate.facts import ValidationFacts, download_line, summary
 from ...validate.intervals.figure import plain
 from ...validate.intervals.speeds import TIMED
@@ -15,11 +17,45 @@ from ...validate.report.gates import GateResult, metric_of
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
 
+MOST_REASONS = 4
 
-def print_figures(validated: StageResult) -> None:
-    """Print the main figures of a validation, a line for each gate, and where its report is."""
+
+def quantized_lines(result: StageResult) -> list[str]:
+    """Return how many sites were quantized, what their weights take, and why others were not."""
+    found = facts(result.manifest, QuantizationFacts)
+    sites = count_sites(found.sites)
+    only = f", {sites.weights_only} of them in their weights alone" if sites.weights_only else ""
+    lines = [
+        f"{sites.quantized} of {sites.of} sites quantized{only}; their graphs' weights take "
+        f"{found.packed_bytes / 1e6:,.2f} MB packed, {found.fp32_bytes / 1e6:,.2f} MB in FP32"
+    ]
+    reasons = list(sites.high_precision.items())
+    # One reason more takes no more room than the line that says how many are left out.
+    shown = reasons if len(reasons) <= MOST_REASONS + 1 else reasons[:MOST_REASONS]
+    lines += [f"  {count} in high precision: {reason}" for reason, count in shown]
+    if len(shown) < len(reasons):
+        rest = sum(count for _, count in reasons[len(shown) :])
+        lines.append(f"  {rest} in high precision for other reasons: {result.folder / 'plan.json'}")
+    return lines
+
+
+def with_sites(results: Sequence[StageResult]) -> dict[str, Any]:
+    """Return what `--json` prints of stages: each, and the count of sites of a quantization."""
+    found: dict[str, Any] = {"stages": results}
+    for result in results:
+        if result.manifest.stage == "quantize":
+            found["sites"] = count_sites(facts(result.manifest, QuantizationFacts).sites)
+    return found
+
+
+def print_figures(results: Sequence[StageResult]) -> None:
+    """Print what stages quantized, the figures of the last, a validation, its gates and report."""
     from ...validate.report.files import load_report
 
+    for result in results:
+        if result.manifest.stage == "quantize":
+            click.echo("\n".join(quantized_lines(result)))
+    validated = results[-1]
     found = facts(validated.manifest, ValidationFacts)
     click.echo(summary(found))
     click.echo(download_line(found))
@@ -48,6 +84,8 @@ def figures_of_failures(as_json: bool) -> Iterator[None]:
     try:
         yield
     except (AccuracyError, InconclusiveError) as error:
-        if not as_json and error.stages:
-            print_figures(error.stages[-1])
+        if error.stages and as_json:
+            error.measured = with_sites(error.stages)
+        elif error.stages:
+            print_figures(error.stages)
         raise

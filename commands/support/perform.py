@@ -13,11 +13,11 @@ from ...recipe.base import check_name, with_changes
 from ...recipe.build import BuildOptions
 from ...recipe.file import load_recipe
 from ...recipe.recipe import Recipe
-from ...workspace.facts import facts
 from ...workspace.stage import StageResult
 from ...workspace.workspace import Workspace
 from . import completion
 from .console import ConsoleReporter, print_json
+from .figures import quantized_lines, with_sites
 
 recipe_option = click.option(
     "--recipe",
@@ -75,23 +75,10 @@ def perform(
 def print_results(results: Sequence[StageResult], as_json: bool) -> None:
     """Print what stages made, and where."""
     if as_json:
-        print_json({"stages": results})
+        print_json(with_sites(results))
         return
     for result in results:
         took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
         click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
         if result.manifest.stage == "quantize":
-            click.echo(quantized_line(result))
-
-
-def quantized_line(result: StageResult) -> str:
-    """Return how many sites were quantized, and what their weights take."""
-    from ...quantize.facts import QuantizationFacts
-
-    found = facts(result.manifest, QuantizationFacts)
-    left = len(found.sites) - found.quantized
-    why = f" ({left} in high precision: plan.json says why)" if left else ""
-    return (
-        f"{found.quantized} of {len(found.sites)} sites quantized{why}; their graphs' weights take "
-        f"{found.packed_bytes / 1e6:,.2f} MB packed, {found.fp32_bytes / 1e6:,.2f} MB in FP32"
-    )
+            click.echo("\n".join(quantized_lines(result)))

@@ -73,6 +73,13 @@ def folder_name(backend: Backend, options: BuildOptions, group: Sequence[Target]
     return "-".join([back_end, *half, *(target.sm for target in group)])
 
 
+def foreseen_folder(options: BuildOptions) -> str:
+    """Return the name of the folder where all targets share a plan file, as most do."""
+    backend = options.backend
+    assert backend == "tensorrt_rtx" or backend == "tensorrt"
+    return folder_name(backend, options, [resolve_target(t, backend) for t in options.targets])
+
+
 def overflow_risks(
     workspace: Workspace,
     plan: Plan | None,

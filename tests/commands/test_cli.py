@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -112,25 +113,62 @@ def test_looking_commands_do_not_import_torch() -> None:
 def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finished) -> None:
     out = finished.outcome.out
     assert stage_states(out) == dict.fromkeys(STAGES, False)
-    *_, figures, download, gate, report = out.splitlines()
+    lines = out.splitlines()
+    *_, figures, download, gate, report = lines
     assert re.fullmatch(r"gate compression>=3: passed \([3-9]\.\d+\)", gate)
     assert "PSNR drop" in figures and "smaller on disk" in figures
     assert download.startswith("packed download (`bundle --packed`) ")
     assert "quantized weights alone" in download
     assert Path(report).is_file()
+    (said,) = (k for k, line in enumerate(lines) if " sites quantized" in line)
+    assert lines[said : lines.index(figures)] == expected_lines(finished.workspace)
     assert finished.outcome.err == ""
     assert not leftovers(finished.workspace)
 
 
-def test_quantize_says_how_many_sites_it_quantized(finished: Finished) -> None:
-    outcome = arvg("quantize", finished.workspace, "--recipe", finished.recipe)
-    manifest = json.loads((finished.workspace / "quantize/int8/manifest.json").read_text())
-    sites = manifest["results"]["sites"]
-    count = sum(row["weight"].startswith("INT") for row in sites)
-    first, second = outcome.out.splitlines()
+def expected_lines(workspace: Path) -> list[str]:
+    """Return the lines on the sites of a quantization, by its manifest."""
+    results = json.loads((workspace / "quantize/int8/manifest.json").read_text())["results"]
+    sites = results["sites"]
+    kept = Counter(row["reason"] for row in sites if not row["weight"].startswith("INT"))
+    assert len(kept) > 1
+    only = sum(row["weight"].startswith("INT") and row["activation"] == "float" for row in sites)
+    megabytes = [f"{results[key] / 1e6:.2f}" for key in ("packed_bytes", "fp32_bytes")]
+    return [
+        f"{len(sites) - kept.total()} of {len(sites)} sites quantized, {only} of them in their "
+        f"weights alone; their graphs' weights take {megabytes[0]} MB packed, {megabytes[1]} MB in "
+        "FP32",
+        *(f"  {count} in high precision: {reason}" for reason, count in kept.most_common()),
+    ]
+
+
+def test_quantize_says_how_many_sites_it_quantized_and_why_not_the_others(
+    finished: Finished,
+) -> None:
+    command = ("quantize", finished.workspace, "--recipe", finished.recipe)
+    first, *rest = arvg(*command).out.splitlines()
     assert first.startswith("quantize: up to date, ")
-    assert second.startswith(f"{count} of {len(sites)} sites quantized ({len(sites) - count} in")
-    assert second.endswith(" MB in FP32")
+    assert rest == expected_lines(finished.workspace)
+    for each in (command, ("run", finished.recipe)):
+        sites = json.loads(arvg(*each, "--json").out)["sites"]
+        assert rest[0].startswith(f"{sites['quantized']} of {sites['of']} sites quantized")
+        assert sites["of"] - sites["quantized"] == sum(sites["high_precision"].values())
+        assert [
+            f"  {n} in high precision: {why}" for why, n in sites["high_precision"].items()
+        ] == (rest[1:])
+
+
+def test_a_failed_gate_leaves_the_count_of_sites_too(finished: Finished, tmp_path: Path) -> None:
+    recipe = tmp_path / "strict.toml"
+    recipe.write_text(finished.recipe.read_text().replace("compression>=3", "compression>=100"))
+    workspace = tmp_path / "ws"
+    shutil.copytree(finished.workspace, workspace)
+    outcome = arvg("run", recipe, "--workspace", workspace)
+    assert outcome.code == 8 and outcome.err.count("\n") == 1
+    assert "\n".join(expected_lines(workspace)) in outcome.out
+    found = json.loads(arvg("run", recipe, "--workspace", workspace, "--json").out)
+    assert found["sites"]["quantized"] > 0 and found["error"]["exit_code"] == 8
+    assert [stage["manifest"]["stage"] for stage in found["stages"]] == list(STAGES)
 
 
 def test_second_run_is_up_to_date_and_changes_no_byte(finished: Finished) -> None:
@@ -332,7 +370,7 @@ def test_odd_image_comes_back_in_its_size(
 
 def test_inspect_tells_workspace_stage_and_graph_apart(finished: Finished) -> None:
     found = json.loads(arvg("inspect", finished.workspace, "--json").out)
-    assert found["kind"] == "workspace"
+    assert (found["kind"], found["model"]) == ("workspace", MODEL)
     assert found["stages"] == [
         "calibrate",
         "engines/int8/onnxruntime",
@@ -433,8 +471,9 @@ def test_comparison_with_two_bit_weights_exits_with_8(workspace: Path, finished:
     outcome = arvg("compare", *reports)
     assert outcome.code == 8
     assert "PSNR drop from FP32" in outcome.out
+    assert outcome.err.startswith("error: worse than ") and "psnr_drop" in outcome.err
     found = json.loads(arvg("compare", *reports, "--json").out)
-    assert found["regressed"] is True
+    assert found["regressed"] is True and found["error"]["exit_code"] == 8
     verdicts = {row["metric"]: row["cells"][1]["verdict"] for row in found["rows"]}
     assert verdicts["psnr_drop"] == "worse"
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from arvg_trt.explain.recipes import adapt_recipe
+from arvg_trt.explain.recipes import adapt_recipe, preset_rows, require_weights
+from arvg_trt.families import variants
 from arvg_trt.families.variants import all_variants, find_model
 from arvg_trt.recipe.file import PRESETS, load_recipe, preset_names
 from arvg_trt.recipe.recipe import Recipe
@@ -20,9 +22,11 @@ ROOT = PRESETS.parent.parent
 
 
 def test_each_preset_is_a_line_that_says_what_it_does() -> None:
-    lines = arvg("recipes").out.splitlines()
+    head, *lines = arvg("recipes").out.partition("\n\n")[0].splitlines()
+    assert head.split() == ["preset", "model", "weights", "what", "it", "does"]
     assert [line.split()[0] for line in lines] == preset_names()
-    assert all(len(line) <= 130 for line in lines)
+    assert [line.split()[1] for line in lines] == [load_recipe(n).model for n in preset_names()]
+    assert all(len(line) <= 150 for line in lines)
     rows = {row["name"]: row for row in json.loads(arvg("recipes", "--json").out)["recipes"]}
     assert rows["var-w4a16"]["formats"] == "W4A16 in blocks of 32"
     assert rows["mar-fp8"]["backends"] == "TensorRT for RTX (sm89, sm120)"
@@ -30,6 +34,63 @@ def test_each_preset_is_a_line_that_says_what_it_does() -> None:
     # What two presets of a family do is never said in the same words.
     said = [(row["family"], row["description"], row["backends"]) for row in rows.values()]
     assert len(set(said)) == len(said)
+
+
+def test_the_list_says_of_each_preset_whether_the_weights_of_its_model_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel has two of the minis, and here a folder has their names."""
+
+    def weights() -> dict[str, str]:
+        rows = json.loads(arvg("recipes", "--json").out)["recipes"]
+        return {row["name"]: row["weights"] for row in rows}
+
+    assert set(weights().values()) == {"installed", "published"}
+    assert "missing" not in arvg("recipes").out
+    for name in ("cosmos-mini-di8x8", "rar-mini"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(variants, "MODELS", tmp_path)
+    found = weights()
+    assert found["rar-w8a8"] == found["cosmos-mini-log4"] == "installed"
+    assert found["var-w8a8"] == found["mar-fp8"] == "missing"
+    assert found["cosmos-di8x8-int8"] == "published"
+    out = arvg("recipes").out
+    assert re.search(r"^var-w8a8 +var-mini +missing ", out, re.MULTILINE)
+    assert re.search(r"^cosmos-di8x8-int8 +cosmos-di8x8 +to fetch ", out, re.MULTILINE)
+    assert out.endswith("missing: pip install arvg-trt-minis\n")
+    assert "arvg-trt run PRESET --model NAME --checkpoint" in out
+
+
+MISSING = [row.name for row in preset_rows() if row.model in variants.IN_MINIS]
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_preset_without_weights_names_both_ways_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(variants, "MODELS", tmp_path / "empty")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(name)
+    outcome = arvg("run", name)
+    assert_refused(
+        outcome, 4, f"{name}: the weights of {recipe.model} are not installed", "arvg-trt-minis, or"
+    )
+    # The line names a model of the family that is published, and where.
+    found = re.search(r"--model (\S+) --checkpoint ([^\s)]+)", outcome.err)
+    assert found is not None
+    entry = find_model(found[1])
+    assert (entry.family, entry.hub) == (find_model(recipe.model).family, found[2])
+    require_weights(name, adapt_recipe(name, recipe, found[1], found[2]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_recipe_may_hold_is_printed_for_programs() -> None:
+    keys = json.loads(arvg("recipes", "--keys", "--json").out)["keys"]
+    text = arvg("recipes", "--keys").out
+    assert len(keys) > 50
+    assert all(f"| `{row['key']}` |" in text for row in keys)
+    (gates,) = (row for row in keys if row["key"] == "gates")
+    assert (gates["table"], gates["default"], gates["required"]) == ("[validate]", [], False)
 
 
 def test_a_recipe_is_shown_as_it_was_written() -> None:

@@ -38,6 +38,13 @@ def test_every_page_of_the_docs_is_on_the_site(site: Path) -> None:
     assert 'url=docs/index.html"' in (site / "index.html").read_text(encoding="utf-8")
 
 
+def test_an_option_in_a_text_is_not_broken_by_a_phone(site: Path) -> None:
+    page = (site / "docs" / "engines.html").read_text(encoding="utf-8")
+    assert re.search(r'<code class="[^"]*\bshort\b[^"]*"><span class="pre">--target<', page)
+    assert "_static/site.css" in page
+    assert "nowrap" in (site / "_static" / "site.css").read_text(encoding="utf-8")
+
+
 def test_the_reference_is_made_from_the_program(site: Path) -> None:
     commands = (site / "docs" / "commands.html").read_text(encoding="utf-8")
     for option in ("--encoder-bits", "--require-key", "--second-opinion"):

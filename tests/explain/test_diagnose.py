@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from ..command_line import arvg, assert_refused
+from ..command_line import Outcome, arvg, assert_refused
 
 RTX = ("--backend", "tensorrt_rtx", "--target", "sm89")
 # The builder knows no Det; ONNX Runtime does.
@@ -59,7 +59,46 @@ def test_the_node_that_the_builder_lacks_is_left_as_a_graph(tmp_path: Path) -> N
     assert node.op_type == "Det"
     failure = json.loads(arvg(*command, "--json").out)["failure"]
     assert failure["nodes"] == ["part.Det"] and failure["sites"] == []
-    assert_refused(arvg(*command[:3], "-o", tmp_path / "x"), 6, "ONNX Runtime has no builder")
+    only_target = (*command[:3], "--target", "sm89", "-o", tmp_path / "again.onnx")
+    assert arvg(*only_target).out.splitlines()[:-1] == [first, error]
+
+
+def test_without_a_back_end_it_is_that_of_the_last_run_which_failed(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs arvg-trt[rtx]")
+    workspace = workspace_of(tmp_path, TEXT)
+    command = ("diagnose", "build-failure", workspace, "-o", tmp_path / "fail.onnx")
+    assert_refused(arvg(*command), 3, "no build by TensorRT is known", "--backend tensorrt_rtx")
+    assert_refused(arvg(*command, "--name", "int8"), 3, "no build by TensorRT is known")
+    assert arvg(*command, "--backend", "onnxruntime").code == 2
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"""model = "onnx"
+workspace = "{workspace}"
+name = "w8a8"
+graphs = ["{tmp_path / "g.onnx"}"]
+[calibrate]
+feeds = "{tmp_path / "feeds.npz"}"
+samples = 4
+[quantize]
+include = ["*"]
+[[build]]
+backend = "onnxruntime"
+[[build]]
+backend = "tensorrt_rtx"
+targets = ["sm89"]
+[validate]
+feeds = "{tmp_path / "feeds.npz"}"
+"""
+    )
+    assert_refused_in_run(arvg("run", recipe))
+    outcome = arvg(*command)
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("g, sm89: 1 of ")
+
+
+def assert_refused_in_run(outcome: Outcome) -> None:
+    """The builder refuses; the stages before it have printed that they ended."""
+    assert outcome.code == 6 and "part.Det (Det)" in outcome.err, outcome
 
 
 def test_graphs_that_build_are_said_to(tmp_path: Path) -> None:

@@ -61,6 +61,20 @@ def test_a_new_workspace_runs_all_and_is_not_made(finished: Finished, tmp_path: 
     assert "time, memory and disk are known after a first run here" in text
 
 
+def test_folders_of_engines_are_named_before_there_are_any(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    words = ("run", "cosmos-mini-int8", "--workspace", tmp_path / "new", "--dry-run", "--json")
+    rows = json.loads(arvg(*words).out)["planned"]
+    assert [(row["folder"], row["makes"]) for row in rows if row["stage"] == "build"] == [
+        ("engines/int8/onnxruntime", "onnxruntime engines"),
+        ("engines/int8/rtx-sm86-sm89-sm120", "tensorrt_rtx engines for sm86, sm89, sm120"),
+        (
+            "engines/fp16/rtx-sm86-sm89-sm120",
+            "tensorrt_rtx engines of the unquantized graphs for sm86, sm89, sm120",
+        ),
+    ]
+
+
 def test_what_is_up_to_date_is_said_and_nothing_changes(
     finished: Finished, workspace: Path
 ) -> None:
@@ -220,7 +234,8 @@ def test_gates_of_the_mini_do_not_go_along(tmp_path: Path) -> None:
     words = ("--model", "var-d16", "--checkpoint", MODELS / "var-mini", "--dry-run")
     outcome = arvg("run", "var-w8a8", *words, "--workspace", tmp_path / "w")
     assert outcome.code == 0
-    assert outcome.err == "no gate is set for var-d16: the recipe's hold what var-mini reached\n"
+    said = "no gates are checked for var-d16: those of the recipe were measured on var-mini\n"
+    assert outcome.err == said
     assert "top1" not in outcome.out
 
 

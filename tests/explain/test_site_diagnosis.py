@@ -125,7 +125,7 @@ def test_without_held_out_samples_the_calibration_s_are_named(diagnosed_network:
     assert outcome.code == 0, outcome
     assert "calibration samples" in outcome.err and "--feeds" in outcome.err
     first = outcome.out.splitlines()[0]
-    assert first.startswith("SQNR to FP32: ") and "Most of the error comes from" in first
+    assert first.startswith("SQNR to FP32: ") and "Most of the error comes from site " in first
     page = (folder / "diagnosis.md").read_text()
     assert "Warning: Measured on calibration samples" in page and "## Raise these sites" in page
 

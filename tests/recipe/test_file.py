@@ -164,6 +164,13 @@ def test_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
         load_recipe(str(path))
 
 
+def test_an_onnx_file_in_place_of_a_recipe_is_told_apart(tmp_path: Path) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"\x08\x0a\xff")
+    words = (f"{graph}: is a graph, and no recipe", f"export onnx WORKSPACE --graph {graph}")
+    assert_refused(arvg("run", graph), 3, *words)
+
+
 def test_command_line_changes_a_recipe_and_none_leaves_it() -> None:
     base = QuantizeOptions(encoder_bits=4, exclude=("encoder.*",))
     changed = with_changes(base, encoder_bits=None, decoder_bits=6, exclude=None)

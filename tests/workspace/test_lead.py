@@ -46,8 +46,8 @@ def test_generate_says_that_it_is_a_tokenizer_and_what_takes_it(
         lead = lead_from(tokenizer / place, "generator")
         assert "cosmos-mini-di8x8" in lead.what  # the command verifies the folder first
         return
-    words = ("cosmos-mini-di8x8, and that is an image tokenizer", "`arvg-trt encode` and `decode`")
-    assert_refused(outcome, 9, f"{tokenizer / place}: is of", *words)
+    words = ("cosmos-mini-di8x8, an image tokenizer, not a", "`arvg-trt encode` and `decode`")
+    assert_refused(outcome, 9, f"{tokenizer / place}: holds", *words)
     assert "export/export" not in outcome.err
 
 
@@ -63,7 +63,9 @@ def test_own_graphs_a_workspace_without_export_and_any_folder(tmp_path: Path) ->
     options = {"model": "onnx", "graphs": ["net"]}
     made(tmp_path / "own", "export", options=options, results={"graphs": []})
     (tmp_path / "own" / WORKSPACE_FILE).write_text("{}")
-    assert "is of net, and that is graphs" in lead_from(tmp_path / "own", "generator").what
+    assert (
+        "holds net, an ONNX model of your own, not" in lead_from(tmp_path / "own", "generator").what
+    )
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / WORKSPACE_FILE).write_text("{}")
     assert "arvg-trt export MODEL" in lead_from(tmp_path / "new", "generator").do

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from ...errors import RecipeError, nearest
+from ...errors import RecipeError, WorkspaceError, nearest
 from ..compare.rules import RULES, Rule
 from ..report.files import load_report
 from ..report.gates import Verdict
@@ -154,10 +154,13 @@ def report_files(folders: Sequence[Path]) -> list[Path]:
     """Return the reports in some folders and below, or those that are named, in order of paths.
 
     Raises:
-        RecipeError: there is none.
+        WorkspaceError: a folder is not there.
+        RecipeError: there is no report.
     """
     found: dict[Path, None] = {}
     for folder in folders:
+        if not folder.exists():
+            raise WorkspaceError("no such file or folder", where=str(folder), do="name a workspace")
         below = [folder] if folder.is_file() else sorted(folder.rglob(REPORT_FILE))
         found |= dict.fromkeys(below)
     if not found:

@@ -94,7 +94,7 @@ def _verdict(diagnosis: Diagnosis) -> Badge:
     top = max(
         (row for row in diagnosis.sites if row.share is not None), key=lambda row: row.share or 0
     )
-    return Badge(f"Most of the error comes from {top.name}: {SHARE(top.share)}", "plain")
+    return Badge(f"Most of the error comes from site {top.name}: {SHARE(top.share)}", "plain")
 
 
 def _key_figures(diagnosis: Diagnosis) -> tuple[KeyFigure, ...]:
@@ -279,6 +279,6 @@ def terminal_lines(diagnosis: Diagnosis) -> Iterator[str]:
         if row.measured_db is not None:
             found.append(f"measured {ratio(row.measured_db)}")
         time = "" if row.us is msgspec.UNSET else f"{microseconds(row.us)}, "
-        yield f"{number:>3}. {row.name} to {row.to}: {kib:+.1f} KiB, {time}{', '.join(found)}"
+        yield f"{number:>3}. raise {row.name} to {row.to}: {kib:+.1f} KiB, {time}{', '.join(found)}"
     if diagnosis.requantized_db is not None:
         yield f"quantized with the plan: {ratio(diagnosis.requantized_db)}"

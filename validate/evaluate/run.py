@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from ...calibrate.executors import Execution
-from ...errors import CalibrationError, RecipeError
+from ...errors import CalibrationError, RecipeError, WorkspaceError
 from ...recipe.commands import DRAWS
 from ...recipe.evaluate import EvaluateOptions
 from ...runtime.bundle.open import ANY, BundleAccess, located
@@ -67,7 +67,8 @@ def evaluate(
         CalibrationError: images, a network or a reference that cannot be used.
         GenerationError: labels out of range.
         RecipeError: a network of another form, or nothing to do.
-        WorkspaceError: `output` was begun with other options; a folder that was changed.
+        WorkspaceError: no such source; `output` was begun with other options; a folder that was
+            changed.
         BundleError: graphs that do not run here.
         AccuracyError: features that are not finite.
     """
@@ -83,6 +84,9 @@ def evaluate(
     gates = evaluation_gates(options.gates, options.features, options.reference)
     if is_image_set(source):
         return evaluate_images(source, options, gates, reporter)
+    if not source.exists():
+        what = "name a workspace, a bundle, a .npz or a folder of images"
+        raise WorkspaceError("no such file or folder", where=str(source), do=what)
     if output is None:
         raise RecipeError(
             "images are made into a folder, from which a stopped evaluation goes on",

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from ...extras import not_installed
 from ...runtime.devices import this_device
 from ...runtime.sessions.open import reference_session
@@ -124,8 +126,9 @@ def write_feeds(folder: Path, feeds: Feeds) -> None:
 
     folder.mkdir()
     for graph, runs in feeds.items():
-        if runs:
-            save_json(runs, str(folder / f"{graph}.json"))
+        if runs:  # arrays of a .npz may be mapped files, which Polygraphy does not encode
+            plain = [{name: np.asarray(value) for name, value in run.items()} for run in runs]
+            save_json(plain, str(folder / f"{graph}.json"))
 
 
 def warnings_of(opinions: Opinions) -> Iterator[str]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ...extras import require_packages
 from .charts.chart import NARROW, WIDE
@@ -108,6 +108,14 @@ def table_markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
+def marked(text: str) -> Any:
+    """Return a text as HTML, in which what stands between two backticks is code."""
+    import markupsafe
+
+    escaped = str(markupsafe.escape(text))
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
+
+
 def to_html(page: Page) -> str:
     """Return the page as one HTML file: styles and images inside, nothing loaded from outside.
 
@@ -135,6 +143,7 @@ def _html(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = data_uri
+    environment.filters["marked"] = marked
     environment.filters["svg"] = lambda chart, width: markupsafe.Markup(svg(chart, width))
     environment.filters["is_number"] = lambda cell: bool(_NUMBER.fullmatch(str(cell)))
     # The one program that the page may run, by its digest: a name from outside cannot be another.

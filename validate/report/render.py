@@ -92,7 +92,7 @@ def _verdict(report: Report) -> Badge:
     open_text = f", {chance} on an {INCONCLUSIVE} figure" if chance else ""
     busy = sum(bool(busy_text(report, metric_of(gate.expression))) for gate in report.gates)
     open_text += f", {busy} timed on a busy machine" if busy else ""
-    passed = "its gate" if count == 1 else f"all {count} gates"
+    passed = "its only gate" if count == 1 else f"all {count} gates"
     return Badge(f"Passed: {passed}{open_text}", "good")
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.errors import RecipeError
+from arvg_trt.errors import RecipeError, WorkspaceError
 from arvg_trt.pipeline.sweep import aligned, require_alike
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.validate.choice.candidates import Candidate, read_candidates, report_files
@@ -153,8 +153,11 @@ def test_reports_of_two_models_and_empty_folders_are_refused(
     mixed = [*reports, save(other, tmp_path / "other", make_report)]
     with pytest.raises(RecipeError, match="several models: another"):
         read_candidates(mixed)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(RecipeError, match=r"no report\.json there"):
-        report_files([tmp_path / "nothing"])
+        report_files([tmp_path / "empty"])
+    with pytest.raises(WorkspaceError, match="nothing: no such file or folder"):
+        report_files([tmp_path / "empty", tmp_path / "nothing"])
 
 
 def test_recipes_of_a_sweep_share_all_but_how_they_quantize() -> None:

@@ -25,8 +25,11 @@ from arvg_trt.validate.opinion.run import second_opinions
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 
 from ...command_line import Finished, arvg
+from ...docs.reader import calibrate_own, give_graphs
 
 pytest.importorskip("polygraphy", reason="needs arvg-trt[rtx]")
+from polygraphy.json import load_json
+
 MODEL = "cosmos-mini-di8x8"
 
 
@@ -78,6 +81,26 @@ def test_other_ways_of_running_agree_on_the_held_out_images(
     tool = [program, "run", graph, "--onnxrt", "--load-inputs", feeds]
     done = subprocess.run([str(word) for word in tool], capture_output=True, text=True)
     assert done.returncode == 0 and "PASSED" in done.stdout, done
+
+
+def test_polygraphy_runs_the_graphs_of_a_user_on_their_arrays(tmp_path: Path) -> None:
+    """Such arrays are mapped from the .npz, and never were written for Polygraphy."""
+    give_graphs(tmp_path)
+    calibrate_own(tmp_path, tmp_path / "ws")
+    assert arvg("quantize", tmp_path / "ws").code == 0
+    given = ("--feeds", tmp_path / "held_out.npz", "--rounds", 0, "--second-opinion")
+    outcome = arvg("validate", tmp_path / "ws", *given)
+    assert outcome.code == 0, outcome
+    folder = tmp_path / "ws" / "validate" / "int8"
+    rows = json.loads((folder / "report.json").read_text())["second_opinions"]
+    assert [(row["by"], row["candidate"], row["agrees"]) for row in rows] == [
+        ("polygraphy", "fp32", True),
+        ("polygraphy", "qdq", True),
+    ]
+    runs = load_json(str(folder / "second-opinion" / "model.json"))
+    held_out = np.load(tmp_path / "held_out.npz")["image"]
+    for k, run in enumerate(runs):
+        assert np.array_equal(run["image"], held_out[k : k + 1])
 
 
 def test_outputs_of_another_session_differ(finished: Finished) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,6 +22,7 @@ from arvg_trt.validate.report.compose import judged
 from arvg_trt.validate.report.files import load_report
 from arvg_trt.validate.report.gates import GateResult, parse_gates
 from arvg_trt.validate.report.junit import junit
+from arvg_trt.validate.report.page import to_html
 from arvg_trt.validate.report.pictures.compared import difference
 from arvg_trt.validate.report.render import report_page, write_report
 from arvg_trt.validate.report.schema import METRIC_NAMES
@@ -114,6 +116,15 @@ def test_names_from_users_cannot_break_the_html(make_report: MakeReport, tmp_pat
     write_report(tmp_path, made.report, made.pictures)
     text = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in text and text.count("<script") == 1
+
+
+def test_commands_in_a_text_are_code(make_report: MakeReport) -> None:
+    page = report_page(make_report().report, [])
+    page = replace(page, warnings=("give `--size 64`, not <b>`x`</b>",))
+    html = to_html(page)
+    assert "give <code>--size 64</code>, not &lt;b&gt;<code>x</code>&lt;/b&gt;" in html
+    assert "what <code>bundle --packed</code> ships" in html
+    assert "`" not in re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.DOTALL)
 
 
 def test_images_used_for_calibration_too_are_called_out(

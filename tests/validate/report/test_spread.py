@@ -80,7 +80,7 @@ def test_a_speed_within_its_spread_is_open_on_top_and_in_the_gates(make_report: 
     assert texts(noisy)["Speed against FP32"].startswith("inconclusive; ")
     page = report_page(noisy, [])
     assert "inconclusive" in str(page.tables[0].rows[0][-1])
-    assert str(page.verdict) == "Passed: its gate, 1 on an inconclusive figure"
+    assert str(page.verdict) == "Passed: its only gate, 1 on an inconclusive figure"
 
 
 def test_a_drop_within_the_spread_of_images_is_open_on_top(make_report: MakeReport) -> None:
