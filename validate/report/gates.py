@@ -85,6 +85,10 @@ class GateResult(msgspec.Struct, frozen=True, kw_only=True):
     n: int | None = None
     more: int | None = None
 
+    def __post_init__(self) -> None:
+        if _match(self.expression) is None:
+            raise ValueError(f"{self.expression[:100]!r} is no gate")
+
 
 def parse_gate(text: str, known: Collection[str], of: str = "") -> Gate:
     """Parse one expression; `known` are the metrics of a kind of models, which `of` names.
@@ -92,7 +96,7 @@ def parse_gate(text: str, known: Collection[str], of: str = "") -> Gate:
     Raises:
         RecipeError: it is malformed, its metric is not in `known`, or no interval can be had of it.
     """
-    match = _EXPRESSION.fullmatch(text) or _BAND.fullmatch(text)
+    match = _match(text)
     parts = match.groupdict() if match else {}
     numbers = {key: _finite(parts[key]) for key in ("threshold", "least", "most") if key in parts}
     if match is None or None in numbers.values():
@@ -146,9 +150,13 @@ def parse_gates(texts: Iterable[str], known: Collection[str], of: str = "") -> l
 
 def metric_of(expression: str) -> str:
     """Return the metric of a gate that was parsed before."""
-    match = _EXPRESSION.fullmatch(expression) or _BAND.fullmatch(expression)
+    match = _match(expression)
     assert match is not None
     return match["metric"]
+
+
+def _match(text: str) -> re.Match[str] | None:
+    return _EXPRESSION.fullmatch(text) or _BAND.fullmatch(text)
 
 
 def evaluate(
