@@ -77,5 +77,5 @@ def little_endian(tensor: ir.TensorProtocol) -> memoryview | bytes:
     array = tensor.numpy()
     plain = array.flags.c_contiguous and array.dtype.isbuiltin and sys.byteorder == "little"
     if plain and array.nbytes == tensor.nbytes:
-        return memoryview(array.reshape(-1).view(np.uint8))
+        return array.reshape(-1).view(np.uint8).data
     return tensor.tobytes()

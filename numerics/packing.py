@@ -108,7 +108,7 @@ def read_site(
         raise ValueError(f"{site} has {packed.nbytes} packed bytes, its shape needs {wanted}")
     return QuantizedWeight(
         entry.format,
-        unpack_bits(packed, entry.format.bits, entry.shape),
+        unpack_bits(packed.astype(np.uint8, copy=False), entry.format.bits, entry.shape),
         tensors.pop(f"{site}.weight_scale").astype(np.float32),
         optional(tensors, f"{site}.log_ratio"),
         optional(tensors, f"{site}.weight_factor"),

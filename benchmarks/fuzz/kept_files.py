@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
@@ -210,7 +209,7 @@ def read_evaluation(folder: Path) -> None:
 
 
 def shard_bytes() -> bytes:
-    arrays = {"ids": np.arange(2), "pool": np.ones((2, 4), np.float32)}
+    arrays: dict[str, Any] = {"ids": np.arange(2), "pool": np.ones((2, 4), np.float32)}
     return save(arrays, metadata={"plan": evaluation_plan().digest})
 
 
@@ -243,9 +242,8 @@ def network_bytes(inputs: int) -> bytes:
         [axes],
     )
     opsets = [helper.make_opsetid("", 21)]
-    return onnx.ModelProto.SerializeToString(
-        helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    )
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return bytes(model.SerializeToString())
 
 
 def pickled() -> bytes:
