@@ -1,6 +1,6 @@
 """Measure what a generator gains where scalings are chosen by weights as GPTQ rounds them.
 
-python -m arvg_trt.benchmarks.choice_under_gptq [--preset llamagen-w8a8]
+python -m arvg_trt.benchmarks.ablation.scaling_choice [--preset llamagen-w8a8]
 
 Each preset is quantized twice on the same samples: its scalings are chosen as if weights were
 rounded to nearest, as they were until version 0.3, and with the weights that GPTQ makes of one half
@@ -23,20 +23,17 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from ..graph.sites import load_sites
-from ..numerics.scheme import Plan
-from ..pipeline.calibrate import calibrate_stage
-from ..pipeline.export import export_any
-from ..pipeline.quantize import quantize_stage
-from ..quantize.scaling import token_rounding
-from ..recipe.file import load_recipe
-from ..recipe.quantize import QuantizeOptions
-from ..runtime.generator import TEACHER_FORCED
-from ..workspace.workspace import Workspace
-from .ablation.ablation import BATCH, HELD_OUT_SEED, MAR
-from .ablation.mar import run_mar_steps
-from .ablation.measure import comparable, graph_model, measure
-from .common import (
+from ...graph.sites import load_sites
+from ...numerics.scheme import Plan
+from ...pipeline.calibrate import calibrate_stage
+from ...pipeline.export import export_any
+from ...pipeline.quantize import quantize_stage
+from ...quantize.scaling import token_rounding
+from ...recipe.file import load_recipe
+from ...recipe.quantize import QuantizeOptions
+from ...runtime.generator import TEACHER_FORCED
+from ...workspace.workspace import Workspace
+from ..common import (
     RESULTS,
     QuietReporter,
     environment,
@@ -45,6 +42,9 @@ from .common import (
     markdown_table,
     write_results,
 )
+from .ablation import BATCH, HELD_OUT_SEED, MAR
+from .mar import run_mar_steps
+from .measure import comparable, graph_model, measure
 
 PRESETS = ("llamagen-w8a8", "llamagen-w6a6", "mar-w8a8", "mar-w6a6")
 NEAREST, GPTQ = CHOICES = ("as if rounded to nearest", "as rounded by GPTQ")
@@ -139,7 +139,7 @@ def report(rows: Sequence[Row], held_out: int) -> str:
 
 SQNR of the logits and likeliest tokens equal to FP32's, or SQNR of the noise that MAR's denoiser
 predicts, of {held_out} pictures of seed {HELD_OUT_SEED}; processor seconds of `quantize`. The image
-decoder stays FP32. Written by `python -m arvg_trt.benchmarks.choice_under_gptq`.
+decoder stays FP32. Written by `python -m arvg_trt.benchmarks.ablation.scaling_choice`.
 
 {markdown_table(header, lines)}
 
@@ -152,7 +152,7 @@ decoder stays FP32. Written by `python -m arvg_trt.benchmarks.choice_under_gptq`
 @click.option("--held-out", default=20, show_default=True, help="Pictures to measure on.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
 def main(presets: Sequence[str], held_out: int, output: Path) -> None:
-    """Quantize presets with both choices and write choice_under_gptq.md and .json."""
+    """Quantize presets with both choices and write scaling_choice.md and .json."""
     rows: list[Row] = []
     for preset in presets:
         with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def main(presets: Sequence[str], held_out: int, output: Path) -> None:
         "held_out": held_out,
         "rows": [asdict(row) for row in rows],
     }
-    write_results("choice_under_gptq", output, report(rows, held_out), values)
+    write_results("scaling_choice", output, report(rows, held_out), values)
 
 
 if __name__ == "__main__":
