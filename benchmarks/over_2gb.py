@@ -2,10 +2,10 @@
 
 python -m arvg_trt.benchmarks.over_2gb FOLDER [--smoothing search]
 
-The opset is 17, and one product has nearly all weights. They are a file of zeros but for its first 16 KB, which
-takes no disk; every stage works on all of it. The export has to convert the opset of the graph
-alone. FOLDER has to hold 6 GB more; what is written there stays. Each stage is a process of its
-own, whose peak is VmHWM: pages of mapped weights count, and can be dropped.
+The opset is 17, so that the export has to convert that of the graph alone, and one product has
+nearly all weights. They are a file of zeros but for its first 16 KB, which takes no disk; every
+stage works on all of it. FOLDER has to hold 6 GB more; what is written there stays. Each stage is a
+process of its own, whose peak is VmHWM: pages of mapped weights count, and can be dropped.
 """
 
 from __future__ import annotations
