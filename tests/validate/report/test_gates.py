@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from arvg_trt.validate.metric_names import TITLES, metric_names, parse_gates_of
 from arvg_trt.validate.report.gates import (
     FigureAt,
     Gate,
+    GateResult,
     evaluate,
     metric_of,
     parse_gate,
@@ -214,3 +216,9 @@ def test_a_band_reads_back_from_its_text(
 ) -> None:
     gate = Gate(metric, "<=", least + width, least, level)
     assert parse_gate(str(gate), KNOWN) == gate
+
+
+def test_a_gate_of_a_report_that_is_none_is_refused_as_it_is_read() -> None:
+    text = b'{"expression": "a", "value": 1, "passed": true, "verdict": "passed"}'
+    with pytest.raises(msgspec.ValidationError, match="'a' is no gate"):
+        msgspec.json.decode(text, type=GateResult)
