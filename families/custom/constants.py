@@ -118,33 +118,29 @@ def fold_split(graph: ir.Graph) -> bool:
 
 
 def fold_dequantized(graph: ir.Graph) -> bool:
-    """Replace the first DequantizeLinear of constants by its values, made in one array.
+    """Replace every DequantizeLinear of constants by its values, each made in one array.
 
     ONNX's reference implementation holds three of that size. Returns whether there was one.
     """
-    for node in graph:
+    found = False
+    for node in list(graph):
         held = dequantized(node)
         if held is None:
             continue
         quantized, scale, zero = held
-        axis = node.attributes.get_int("axis", 1)
         shape = [1] * len(quantized.shape)
         if scale.size > 1:
-            shape[axis] = -1
+            shape[node.attributes.get_int("axis", 1)] = -1
         array = quantized.numpy().astype(np.float32)
         if zero is not None:
             array -= zero.numpy().reshape(shape)
         array *= scale.numpy().reshape(shape)
         value = node.outputs[0]
         name, value.name = str(value.name), None
-        read = [v for v in node.inputs if v is not None]
         replace_by_constant(graph, value, name, array)
         graph.remove(node, safe=True)
-        for each in {*read}:
-            if not each.uses():
-                graph.initializers.pop(str(each.name))
-        return True
-    return False
+        found = True
+    return found
 
 
 def dequantized(
