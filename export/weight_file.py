@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from pathlib import Path
+from types import TracebackType
 
 import onnx_ir as ir
 import torch
@@ -21,8 +22,17 @@ class WeightFile(SharedWeights):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        # Holds the arrays, so that no other array gets their address.
+        # Holds the arrays until the file is closed, so that no other array gets their address.
         self._sources: dict[Hashable, tuple[object, int]] = {}
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._sources.clear()
+        super().__exit__(kind, error, trace)
 
     def save(self, model: ir.Model, name: str, properties: dict[str, str]) -> None:
         """Write `name`.onnx; the model's large initializers then refer to the file."""

@@ -48,7 +48,11 @@ def remove_unused(graph: ir.Graph) -> bool:
     it cuts off.
     """
     before = structure(graph)
+    initializers = dict(graph.initializers)
     RemoveUnusedNodesPass()(ir.Model(graph, ir_version=IR_VERSION))
+    for name, value in initializers.items():
+        if name not in graph.initializers:
+            value.const_value = None  # lists of the library's may still hold the value
     return structure(graph) != before
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
 import onnx_ir as ir
 
 WEIGHTS = "model.onnx.data"
@@ -61,10 +63,19 @@ class SharedWeights:
 
     def _place(self, tensor: ir.TensorProtocol) -> int:
         """Return the offset of the tensor in the file, which is extended if the content is new."""
-        data = tensor.tobytes()
+        data = little_endian(tensor)
         key = (hashlib.sha256(data).digest(), len(data))
         if key not in self._places:
             self._stream.write(bytes(-self._stream.tell() % PAGE))
             self._places[key] = self._stream.tell()
             self._stream.write(data)
         return self._places[key]
+
+
+def little_endian(tensor: ir.TensorProtocol) -> memoryview | bytes:
+    """Return a tensor's bytes as ONNX stores them: its own memory, where that has this form."""
+    array = tensor.numpy()
+    plain = array.flags.c_contiguous and array.dtype.isbuiltin and sys.byteorder == "little"
+    if plain and array.nbytes == tensor.nbytes:
+        return array.reshape(-1).view(np.uint8).data
+    return tensor.tobytes()

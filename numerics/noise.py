@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AccuracyError, CalibrationError
+from .weight import PART
 
 LEAST_SQUARES = 1e-30
 
@@ -43,9 +44,14 @@ def rounding_sqnr_db(signal: float, noise: float) -> float:
 
 def rounding_noise_db(exact: NDArray[np.floating], rounded: NDArray[np.floating]) -> float:
     """Return the SQNR in dB of `exact` after rounding, both of one shape."""
-    wide = exact.astype(np.float64)
-    error = rounded.astype(np.float64) - wide
-    return rounding_sqnr_db(float(np.sum(wide**2)), float(np.sum(error**2)))
+    signal = noise = 0.0
+    rows = max(1, PART * len(exact) // max(1, exact.size)) if exact.ndim else 1
+    for start in range(0, len(exact) if exact.ndim else 1, rows):
+        part = (slice(start, start + rows),) if exact.ndim else ()
+        wide = exact[part].astype(np.float64)
+        error = rounded[part].astype(np.float64) - wide
+        signal, noise = signal + float(np.sum(wide**2)), noise + float(np.sum(error**2))
+    return rounding_sqnr_db(signal, noise)
 
 
 class SignalAndNoise:

@@ -8,20 +8,38 @@ weights and are not stored.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from ..errors import WorkspaceError
 from .scheme import WeightFormat
 from .weight import QuantizedWeight, pack_bits, unpack_bits
 
 SCHEMA = "arvg-trt/weights/v1"
 HEADER = "arvg-trt"
+Size = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class SiteHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """Say the shape of a packed weight, and the format of its values."""
+
+    shape: tuple[Size, ...]
+    format: WeightFormat
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """List the packed weights of a file by site."""
+
+    schema: Literal["arvg-trt/weights/v1"]
+    sites: dict[str, SiteHeader]
 
 
 def save_packed_weights(
@@ -55,19 +73,48 @@ def save_packed_weights(
 def load_packed_weights(
     path: Path,
 ) -> tuple[dict[str, QuantizedWeight], dict[str, NDArray[np.generic]]]:
-    """Read what `save_packed_weights` wrote."""
-    with safe_open(path, framework="numpy") as file:
-        header = json.loads(file.metadata()[HEADER])["sites"]
-        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-    quantized = {}
-    for site, entry in header.items():
-        weight_format = msgspec.convert(entry["format"], WeightFormat)
-        q = unpack_bits(tensors.pop(f"{site}.weight_q"), weight_format.bits, tuple(entry["shape"]))
-        quantized[site] = QuantizedWeight(
-            weight_format,
-            q,
-            tensors.pop(f"{site}.weight_scale").astype(np.float32),
-            tensors.pop(f"{site}.log_ratio", None),
-            tensors.pop(f"{site}.weight_factor", None),
-        )
-    return quantized, tensors
+    """Read what `save_packed_weights` wrote.
+
+    Raises:
+        WorkspaceError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            said = (file.metadata() or {}).get(HEADER, "")
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+        header = msgspec.json.decode(said, type=Header)
+        return {
+            site: read_site(tensors, site, entry) for site, entry in header.sites.items()
+        }, tensors
+    except (
+        SafetensorError,
+        msgspec.MsgspecError,
+        RecursionError,
+        LookupError,
+        ValueError,
+    ) as error:
+        raise WorkspaceError(
+            f"cannot be read: {error}", where=str(path), do="run `arvg-trt quantize` again"
+        ) from error
+
+
+def read_site(
+    tensors: dict[str, NDArray[np.generic]], site: str, entry: SiteHeader
+) -> QuantizedWeight:
+    """Take a site's tensors out; raise LookupError or ValueError if they do not fit."""
+    packed = tensors.pop(f"{site}.weight_q")
+    wanted = -(-math.prod(entry.shape) * entry.format.bits // 8)
+    if packed.dtype != np.uint8 or packed.size != wanted:
+        raise ValueError(f"{site} has {packed.nbytes} packed bytes, its shape needs {wanted}")
+    return QuantizedWeight(
+        entry.format,
+        unpack_bits(packed.astype(np.uint8, copy=False), entry.format.bits, entry.shape),
+        tensors.pop(f"{site}.weight_scale").astype(np.float32),
+        optional(tensors, f"{site}.log_ratio"),
+        optional(tensors, f"{site}.weight_factor"),
+    )
+
+
+def optional(tensors: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.float32] | None:
+    found = tensors.pop(name, None)
+    return None if found is None else found.astype(np.float32)

@@ -1,13 +1,10 @@
 """Define weight grids: symmetric uniform and logarithmic, 2 to 8 bits, and how they are packed.
 
-Output channels are axis 0 of a weight. The range (and, for the logarithmic grid, the smallest
-magnitude) is searched by squared error on a histogram of |w|, optionally weighted by the mean
-square of the input channel that each weight multiplies.
+Output channels are axis 0 of a weight. `weight_range` searches the range of a grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -15,24 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CalibrationError
-from .blockwise import LEAST_WEIGHT, quantize_blocks
-from .clipping import least
+from .blockwise import quantize_blocks
 from .scheme import WeightFormat
+from .weight_range import (
+    NEARBY_BITS,
+    log_ratios,
+    magnitude_histogram,
+    refine_uniform,
+    row_tops,
+    search_log,
+    search_uniform,
+)
 
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
 LARGEST_EXPONENT = 8  # exponent of the largest power of two in E4M3
-BINS = 1024
-UNIFORM_FRACTIONS = np.geomspace(0.12, 1.0, 40)
-LOG_FRACTIONS = np.geomspace(0.15, 1.0, 24)
-LOG_SPANS = np.geomspace(1e-4, 0.7, 28)
-# Around the histogram's choice, of errors that are measured. With 8 bits weights of the minis gain
-# 0.2 dB (0.14 to 0.32 by model, single ones up to 1.4), with 6 bits 0.12 to 0.32, with 4 bits 0.04:
-# a step of 5.6 % between two fractions is 0.5 dB where nothing is clipped. Outputs of five minis:
-# of weights alone -1.2 to +1.6 dB, 0.3 on average; with inputs of 6 or 8 bits within 0.4 dB, -0.05.
-NEARBY_FRACTIONS = np.linspace(0.94, 1.06, 13)
-NEARBY_BITS = 5
-CHUNK = 2**20  # weights whose errors are measured at once
+PART = 2**22  # weights that are rounded at once, in arrays of float64
 # With fewer bits a step is too large to be spent on preserving a sum.
 TAP_SUM_BITS = 4
 
@@ -129,13 +124,43 @@ def quantize_weight(
         in_blocks, scale, factor = quantize_blocks(weight, weight_format.block, importance)
         return QuantizedWeight(weight_format, in_blocks, scale, factor=factor)
     groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
+    top = row_tops(weight.reshape(groups, -1))
+    if groups == 1:
+        return quantize_part(weight, top, weight_format, importance, tap_sums=False)
+    step = max(1, PART * groups // weight.size)
+    parts = [
+        quantize_part(
+            weight[k : k + step], top[k : k + step], weight_format, importance, tap_sums=tap_sums
+        )
+        for k in range(0, groups, step)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    ratios = [part.ratio for part in parts if part.ratio is not None]
+    return QuantizedWeight(
+        weight_format,
+        np.concatenate([part.q for part in parts]),
+        np.concatenate([part.scale for part in parts]),
+        np.concatenate(ratios) if ratios else None,
+    )
+
+
+def quantize_part(
+    weight: NDArray[np.float32],
+    top: NDArray[np.float64],
+    weight_format: WeightFormat,
+    importance: NDArray[np.float64] | None,
+    *,
+    tap_sums: bool,
+) -> QuantizedWeight:
+    """Round some output channels of a weight; of each group `top` [G] is the largest magnitude."""
+    groups = len(top)
     rows = weight.astype(np.float64).reshape(groups, -1)
     columns = None
     if importance is not None:
         shape = (1, -1) + (1,) * (weight.ndim - 2)
         columns = np.broadcast_to(importance.reshape(shape), weight.shape).reshape(groups, -1)
-    histogram = magnitude_histogram(rows, columns)
-    top = row_tops(rows)
+    histogram = magnitude_histogram(rows, columns, top)
     n = 2 ** (weight_format.bits - 1) - 1
     if weight_format.grid == "fp8":
         scale = (top / FP8_MAX).astype(np.float32)
@@ -148,7 +173,7 @@ def quantize_weight(
         scale = (top * fraction / n).astype(np.float32)
         exact = rows / scale.astype(np.float64)[:, None]
         q = np.clip(np.round(exact), -n, n)
-        if tap_sums and groups > 1 and weight.ndim > 2 and weight_format.bits >= TAP_SUM_BITS:
+        if tap_sums and weight.ndim > 2 and weight_format.bits >= TAP_SUM_BITS:
             kernels = (*weight.shape[:2], -1)
             q = preserve_kernel_sums(exact.reshape(kernels), q.reshape(kernels), n)
         return QuantizedWeight(weight_format, q.reshape(weight.shape).astype(np.int8), scale)
@@ -159,14 +184,6 @@ def quantize_weight(
     q = np.copysign(nearest_magnitudes(np.abs(rows), table), rows).astype(np.int8)
     kept = None if powers else ratio
     return QuantizedWeight(weight_format, q.reshape(weight.shape), scale, kept)
-
-
-def row_tops(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return max |w| of each group, [G]; a group of zeros gets the median of the others."""
-    top: NDArray[np.float64] = np.abs(rows).max(axis=1)
-    dead = top < LEAST_WEIGHT
-    top[dead] = np.median(top[~dead]) if not dead.all() else 1.0
-    return top
 
 
 def nearest_magnitudes(
@@ -200,85 +217,6 @@ def preserve_kernel_sums(
     rank = np.argsort(np.argsort(-toward, axis=2, kind="stable"), axis=2)
     moved: NDArray[np.float64] = q + np.where(rank < np.abs(excess), np.sign(excess), 0.0)
     return np.clip(moved, -n, n)
-
-
-def magnitude_histogram(
-    rows: NDArray[np.float64], importance: NDArray[np.float64] | None
-) -> NDArray[np.float64]:
-    """Return (weighted) counts of |w| / max|w| per group, [G, BINS]."""
-    magnitude = np.abs(rows)
-    bins = np.minimum((magnitude / row_tops(rows)[:, None] * BINS).astype(np.int64), BINS - 1)
-    bins += np.arange(len(rows))[:, None] * BINS
-    weights = None
-    if importance is not None:
-        held = np.empty_like(bins, np.float64)
-        held[...] = importance
-        weights = held.ravel(order="K")
-    # Counted as they lie in memory: linears are held transposed.
-    counts = np.bincount(bins.ravel(order="K"), weights, minlength=len(rows) * BINS)
-    return counts.reshape(len(rows), BINS).astype(np.float64)
-
-
-def search_uniform(histogram: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Return the clip with the least squared error, as a share of max|w|, [G]."""
-    centres = (np.arange(BINS) + 0.5) / BINS
-    steps = UNIFORM_FRACTIONS[:, None] / n
-    rounded = np.minimum(np.round(centres / steps), n) * steps
-    errors = histogram @ np.square(rounded - centres).T
-    return np.asarray(UNIFORM_FRACTIONS[least(errors, axis=1)])
-
-
-def refine_uniform(
-    rows: NDArray[np.float64],
-    importance: NDArray[np.float64] | None,
-    top: NDArray[np.float64],
-    fraction: NDArray[np.float64],
-    n: int,
-) -> NDArray[np.float64]:
-    """Return `fraction` [G] times that of `NEARBY_FRACTIONS` with the least measured error.
-
-    `top` [G] are the largest magnitudes of `rows` [G, M]; a single group is sampled by a stride.
-    """
-    refined: NDArray[np.float64] = fraction.copy()
-    if len(rows) == 1:
-        stride = max(1, rows.shape[1] // CHUNK)
-        rows = rows[:, ::stride]
-        importance = None if importance is None else importance[:, ::stride]
-    step = max(1, CHUNK // rows.shape[1])
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        unit = (rows[part] * (n / (top[part] * fraction[part]))[:, None]).astype(np.float32)
-        gain = None if importance is None else importance[part]
-        errors = []
-        for nearby in NEARBY_FRACTIONS.astype(np.float32):
-            error = np.clip(np.rint(unit / nearby), -n, n)
-            error *= nearby
-            error -= unit
-            np.square(error, out=error)
-            errors.append(error.sum(axis=1) if gain is None else np.einsum("ij,ij->i", error, gain))
-        refined[part] *= NEARBY_FRACTIONS[least(errors)]
-    return refined
-
-
-def log_ratios(n: int) -> Sequence[float]:
-    """Return the ratios of neighbouring magnitudes to try, for n magnitudes."""
-    return [float(span ** (1 / (n - 1))) for span in LOG_SPANS] if n > 1 else [1.0]
-
-
-def search_log(
-    histogram: NDArray[np.float64], n: int, ratios: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the largest magnitude as a share of max|w| and the ratio of neighbours, [G] each."""
-    centres = (np.arange(BINS) + 0.5) / BINS
-    choices, errors = [], []
-    for fraction in LOG_FRACTIONS:
-        for ratio in ratios:
-            levels = np.concatenate([[0.0], fraction * ratio ** np.arange(n - 1, -1, -1)])
-            nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, centres)
-            choices.append((fraction, ratio))
-            errors.append(histogram @ np.square(levels[nearest] - centres))
-    best = np.array(choices)[least(errors)]
-    return best[:, 0], best[:, 1]
 
 
 def pack_bits(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

@@ -23,6 +23,7 @@ from ..runtime.images import Uint8Image, load_image, save_image, to_model
 from ..runtime.recording import GraphRun as GraphRun
 from ..runtime.sessions.open import fast_session, has_graph
 from ..runtime.sessions.session import Session
+from ..workspace.files import UNDECODABLE
 
 Array = NDArray[np.generic]
 Arrays = Mapping[str, Array]
@@ -67,7 +68,7 @@ def sample_labels(folder: Path) -> dict[str, str]:
         return {}
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-    except (msgspec.DecodeError, OSError) as error:
+    except (OSError, *UNDECODABLE) as error:
         raise CalibrationError(
             f"cannot be read: {error}", where=str(path), do="run `arvg-trt calibrate` again"
         ) from error

@@ -15,7 +15,7 @@ from ..runtime.images import UnreadableImage, load_image
 from ..runtime.recording import Recording
 from ..runtime.spec import DECODER, TEACHER_FORCED, GeneratorSpec
 from ..workspace.facts import Exported, kind_of, tokenizer_of
-from ..workspace.files import sha256_file
+from ..workspace.files import UNDECODABLE, sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
 from .base import Progress, SampleSource, reported
 from .files import (
@@ -269,5 +269,5 @@ def origin_of(given: Path) -> Origin:
     try:
         results = msgspec.json.decode(path.read_bytes(), type=Manifest).results
         return msgspec.convert(results, Origin)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNDECODABLE):
         return Origin(images=(f"saved samples of {given.name}",))

@@ -29,6 +29,7 @@ from ..common import (
     environment,
     environment_line,
     generated_rows,
+    source_commit,
     write_results,
 )
 from ..planted import export_planted
@@ -151,7 +152,7 @@ def report(model: str, findings: Findings, found: Mapping[str, Any], counts: str
 
 {lines or "Each step lowers the error."}
 
-{environment_line(found)}
+Commit {source_commit()}. {environment_line(found)}
 """
 
 

@@ -30,6 +30,7 @@ from ..common import (
     environment_line,
     markdown_table,
     run_measured,
+    source_commit,
     write_results,
 )
 from ..planted import CONFIG, write_planted
@@ -146,7 +147,7 @@ def report(
 
 {chr(10).join(told)}
 
-{environment_line(found)}
+Commit {source_commit()}. {environment_line(found)}
 """
 
 

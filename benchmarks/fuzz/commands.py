@@ -24,6 +24,7 @@ from ...workspace.files import sha256_file
 from ...workspace.manifest import MANIFEST
 from .examples import SIDE, product
 from .fuzz import Hang, limited
+from .kept_files import TOLERANCES
 from .mutations import mutate
 
 CALIBRATE = ("calibrate", "{ws}", "--feeds", "{feeds}", "--samples", "3")
@@ -46,6 +47,10 @@ FILES: dict[str, tuple[tuple[str, ...], ...]] = {
     "ws/quantize/int8/manifest.json": (BUILD, VALIDATE),
     "ws/validate/int8/report.json": (("compare", "{file}", "{file}"), ("inspect", "{file}")),
     "ws/workspace.json": (QUANTIZE,),
+    "ws/times.json": (("run", "{recipe}", "--dry-run"),),
+    "ws/calibrate/samples/names.json": (QUANTIZE,),
+    "ws/quantize/int8/weights.safetensors": (BUILD, VALIDATE),
+    "tolerances.toml": (("compare", "{report}", "{report}", "--tolerances", "{file}"),),
 }
 RECIPE = """schema = "arvg-trt/recipe/v1"
 model = "onnx"
@@ -81,6 +86,7 @@ def make_workspace(root: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(root / "feeds.npz", x=rng.normal(size=(4, SIDE)).astype(np.float32))
     (root / "mine.toml").write_text(RECIPE.format(root=root))
+    (root / "tolerances.toml").write_bytes(TOLERANCES)
     code, error = command(("run", str(root / "mine.toml")))
     if code:
         raise SystemExit(f"the workspace to be changed cannot be made: {error}")
@@ -120,6 +126,8 @@ def run_commands(root: Path, mutations: int) -> list[dict[str, Any]]:
                 "file": file,
                 "new": case / "new",
                 "feeds": case / "feeds.npz",
+                "recipe": case / "mine.toml",
+                "report": case / "ws" / "validate" / "int8" / "report.json",
             }
             for args in commands:
                 code, error = command(tuple(arg.format(**places) for arg in args))

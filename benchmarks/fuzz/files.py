@@ -62,6 +62,7 @@ from .examples import (
     write_packed_weights,
     write_statistics,
 )
+from .kept_files import kept_files
 
 Reader = Callable[[Path], object]
 
@@ -219,6 +220,10 @@ def file_kinds(scratch: Path) -> dict[str, FileKind]:
         for called, data, read, more in packed_readers(scratch)
     }
     kinds["picture npy"] = FileKind("a.npy", array, lambda f: open_source(str(f)).load(0))
+    packed = (scratch / "w.safetensors").read_bytes()
+    kinds |= {
+        called: FileKind(*each) for called, each in kept_files(encode_json(sites), packed).items()
+    }
     return kinds
 
 

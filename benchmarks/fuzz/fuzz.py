@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArvgError
+from ..common import source_commit
 from .files import FileKind, file_kinds
 from .mutations import mutate
 
@@ -36,8 +37,8 @@ MOST_SECONDS = 10
 MUTATIONS = 2000
 HEADING = """# Mutations of every file that is read back
 
-Made by `python -m arvg_trt.benchmarks.fuzz`. Each was read, or refused in one line; memory is what
-the process of a kind grew by."""
+No traceback, no hang, under 1 GB. Made by `python -m arvg_trt.benchmarks.fuzz`. Each was read, or
+refused in one line; memory is what the process of a kind grew by."""
 RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=MUTATIONS)
     parser.add_argument("--kind", action="append", help="Of these files alone.")
     parser.add_argument("--commands", type=int, default=20, help="Mutations a file for commands.")
+    parser.add_argument("--page", help="Results of these --kind alone, as a page of this name.")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -179,9 +181,8 @@ def main() -> None:
 
             rows += run_commands(Path(folder) / "commands", given.commands)
     print(table(rows))
-    if not given.kind:
-        text = (
-            f"# Mutations of every file that is read back\n\n{(__doc__ or '').splitlines()[0]}\n\n"
-        )
-        (RESULTS / "fuzz.md").write_text(f"{text}{table(rows)}\n")
+    page = given.page or ("" if given.kind else "fuzz")
+    if page:
+        text = f"{HEADING}\n\n{table(rows)}\n\nCommit {source_commit()}.\n"
+        (RESULTS / f"{page}.md").write_text(text)
     sys.exit(any(row["faults"] for row in rows))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common import Measured, environment_line, markdown_table, write_results
+from ..common import Measured, environment_line, markdown_table, source_commit, write_results
 
 FP32 = "FP32"
 
@@ -58,6 +58,7 @@ class Findings:
             memory=memory_line(self.memory),
             sites=sites_table(self.sites),
             command=self.command,
+            commit=source_commit(),
             environment=environment_line(self.environment),
         )
         write_results("real_width", folder, text, asdict(self))
@@ -187,5 +188,5 @@ Each row is a fresh process, imports included; peak is VmHWM.
 
 {sites}
 
-Measured by `{command}` (with `--data`) on {environment}
+Measured by `{command}` (with `--data`) at commit {commit} on {environment}
 """

@@ -18,6 +18,7 @@ HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 WIDENED = "widened"
 # Attributes that name the type of a node's output.
 TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+PLAIN_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
 
 
 class FoldConstantsPass(ir.passes.InPlacePass):
@@ -37,8 +38,8 @@ class FoldConstantsPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         before = structure(model.graph)
         fold_where_possible(model)
-        while fold_split(model.graph):
-            fold_where_possible(model)  # what reads the parts
+        while fold_split(model.graph) or fold_dequantized(model.graph):
+            fold_where_possible(model)  # what reads the results
         RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, structure(model.graph) != before)
 
@@ -61,7 +62,7 @@ def fold_where_possible(model: ir.Model) -> None:
     failed: set[ir.Node] = set()
 
     def is_chosen(node: ir.Node) -> bool:
-        if node.graph is not model.graph or node in failed:
+        if node.graph is not model.graph or node in failed or dequantized(node) is not None:
             return False
         tried.append(node)
         return True
@@ -114,6 +115,62 @@ def fold_split(graph: ir.Graph) -> bool:
         graph.remove(node, safe=True)
         found = True
     return found
+
+
+def fold_dequantized(graph: ir.Graph) -> bool:
+    """Replace every DequantizeLinear of constants by its values, each made in one array.
+
+    ONNX's reference implementation holds three of that size. Returns whether there was one.
+    """
+    found = False
+    for node in list(graph):
+        held = dequantized(node)
+        if held is None:
+            continue
+        quantized, scale, zero = held
+        shape = [1] * len(quantized.shape)
+        if scale.size > 1:
+            shape[node.attributes.get_int("axis", 1)] = -1
+        array = quantized.numpy().astype(np.float32)
+        if zero is not None:
+            array -= zero.numpy().reshape(shape)
+        array *= scale.numpy().reshape(shape)
+        value = node.outputs[0]
+        name, value.name = str(value.name), None
+        replace_by_constant(graph, value, name, array)
+        graph.remove(node, safe=True)
+        found = True
+    return found
+
+
+def dequantized(
+    node: ir.Node,
+) -> tuple[ir.TensorProtocol, ir.TensorProtocol, ir.TensorProtocol | None] | None:
+    """Return the constants (values, scale, zero point or None) of a plain DequantizeLinear.
+
+    Plain are integers of 8 or 16 bits with float32 scales, one for all or one an index of an axis,
+    whose result no output of the graph is.
+    """
+    if node.op_type != "DequantizeLinear" or node.domain != "":
+        return None
+    given = [v for v in node.inputs if v is not None]
+    if any(v.const_value is None or not v.is_initializer() for v in given):
+        return None
+    if node.outputs[0].is_graph_output() or {"block_size", "output_dtype"} & {*node.attributes}:
+        return None
+    quantized, scale, *rest = (v.const_value for v in given)
+    assert quantized is not None and scale is not None
+    zero = rest[0] if rest else None
+    axis, count = node.attributes.get_int("axis", 1), scale.size
+    rank = len(quantized.shape)
+    fits = count == 1 or (-rank <= axis < rank and len(scale.shape) == 1)
+    if quantized.dtype not in PLAIN_INTEGERS or scale.dtype != FLOAT or not fits:
+        return None
+    if count > 1 and count != quantized.shape.numpy()[axis]:
+        return None
+    if zero is not None and (zero.dtype != quantized.dtype or zero.size != count):
+        return None
+    return quantized, scale, zero
 
 
 def replace_by_constant(graph: ir.Graph, value: ir.Value, name: str, array: np.ndarray) -> ir.Value:

@@ -179,7 +179,8 @@ def raise_opset(model: ir.Model, path: Path, opset: int) -> ir.Model:
     raised = ir.from_proto(converted)
     for _ in weights:
         value = raised.graph.inputs.pop()
-        value.const_value = weights[str(value.name)].const_value
+        held = weights[str(value.name)]
+        value.const_value, held.const_value = held.const_value, None  # the old graph has cycles
         raised.graph.register_initializer(value)
     for node in raised.graph:
         if node.outputs and node.outputs[0].name in made_by:

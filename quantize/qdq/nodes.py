@@ -13,7 +13,7 @@ from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
 from ...numerics.qparams import QParams, input_offset
 from ...numerics.scheme import ActivationFormat
-from ...numerics.weight import FP8, QuantizedWeight
+from ...numerics.weight import FP8, PART, QuantizedWeight
 from ..fold import folds_scale, folds_shift
 
 Floats = NDArray[np.float32]
@@ -67,9 +67,13 @@ def offset_output(
     weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
 ) -> NDArray[np.float64]:
     """Return what a weight [O, C, ...] makes of an input of `offset`, [O] in float64."""
-    by_channel = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
-    total: NDArray[np.float64] = (by_channel * offset.astype(np.float64)).sum(axis=1)
-    return total
+    step = max(1, PART * len(weight) // max(1, weight.size))
+    found = []
+    for start in range(0, len(weight), step):
+        part = weight[start : start + step]
+        by_channel = part.reshape(*part.shape[:2], -1).sum(axis=2, dtype=np.float64)
+        found.append((by_channel * offset.astype(np.float64)).sum(axis=1))
+    return np.concatenate(found)
 
 
 def quantize_input(chain: Inserter, site: Site, value: ir.Value, chosen: SiteWeights) -> ir.Value:

@@ -31,16 +31,9 @@ from ..groups import InputGroup, site_statistics, summarize
 from ..plan import ATTENTION_ROLES
 from .gps import gain_scalings_of
 from .predicted import Way, predicted_error, ratio, way_of
+from .trial_parts import judged_in_turn, parts_of
 from .trial_rounding import round_trials
-from .trials import (
-    Fold,
-    TrialWeights,
-    judged_errors,
-    parts_of,
-    quantize_whole,
-    run_whole,
-    trial_distance,
-)
+from .trials import Fold, TrialWeights, quantize_whole, run_whole, trial_distance
 
 NONE = Way(None)
 WAYS = (
@@ -113,7 +106,7 @@ def search_ways(
             kept += sum(known.weight.q.nbytes for known in rounded.values())
             if kept <= KEPT_BYTES:
                 fold.rounded.update(rounded)
-            for key, by_way in judged_errors(run, part, fold, left, rounded, options).items():
+            for key, by_way in judged_in_turn(run, part, fold, left, rounded, options).items():
                 errors[key].append(by_way)
                 left[key] = still_able(by_way)
     found: dict[str, Way] = {}

@@ -9,7 +9,7 @@ candidate is fitted to.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -39,8 +39,6 @@ from .predicted import Way, way_of
 
 Array = NDArray[np.generic]
 TrialWeights = dict[tuple[str, Way], Rounded]  # by site and candidate
-# Bytes of quantized weights of all candidates in a changed copy of a graph; more take more runs.
-TRIAL_BYTES = 2**28
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,24 +113,6 @@ def trial_distance(
         return distance(run_whole(run, graph, fold, trial), exact)
     except CalibrationError:
         return math.inf
-
-
-def parts_of(
-    groups: Sequence[InputGroup], ways: Mapping[str, Sequence[Way]]
-) -> Iterator[list[InputGroup]]:
-    """Yield groups, in their order, whose candidates' weights fit into one copy of a graph."""
-    part: list[InputGroup] = []
-    size = 0
-    for group in groups:
-        weights = sum(int(np.prod(site.weight_shape)) for site in group.sites)
-        alone = weights * len(ways[group.key])
-        if part and size + alone > TRIAL_BYTES:
-            yield part
-            part, size = [], 0
-        part.append(group)
-        size += alone
-    if part:
-        yield part
 
 
 def judged_errors(

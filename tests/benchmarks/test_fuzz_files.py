@@ -24,6 +24,11 @@ NAMES = (
     *(f"generator {family}" for family in ("var", "rar", "par", "llamagen", "mar")),
     *(f"picture {suffix}" for suffix in ("png", "jpg", "gif", "tif", "bmp", "webp")),
     *("bundle", "bundle unsigned", "packed index", "packed weights", "picture npy"),
+    *(f"manifest {s}" for s in ("export", "calibrate", "quantize", "search", "build", "validate")),
+    *("labels", "tolerances", "machine", "failed build", "packed sites"),
+    *("trust", "public key", "private key", "reference", "feature network", "pair network"),
+    *("checkpoint pth", "checkpoint torchscript", "report with all", "workspace", "times"),
+    *("origin", "OpenVINO record", "kit", "evaluation", "evaluation shard"),
 )
 
 

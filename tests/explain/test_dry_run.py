@@ -97,6 +97,15 @@ def test_a_change_runs_its_stage_and_all_behind_it(finished: Finished, workspace
     assert [stage["skipped"] for stage in stages] == [True, False, False, False, False]
 
 
+def test_other_validation_images_do_not_export_again(finished: Finished, workspace: Path) -> None:
+    """The pictures of the export's own comparison are of no recipe."""
+    text = finished.recipe.read_text()
+    other = changed(load_recipe(str(finished.recipe)), "validate", images="skimage:coffee")
+    assert other.validate.images not in text
+    rows = plan_run(with_changes(other, workspace=str(workspace)))
+    assert [row.state for row in rows] == ["up to date"] * 4 + ["runs"]
+
+
 def test_times_are_those_of_the_earlier_run(finished: Finished, workspace: Path) -> None:
     times = read_times(workspace)
     rows = planned(finished.recipe, workspace)

@@ -25,6 +25,17 @@ def test_decibels_are_ten_times_the_logarithm_and_infinite_at_the_ends() -> None
     assert math.isnan(decibels(math.nan, 1.0)) and math.isnan(decibels(math.inf, math.inf))
 
 
+@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 2), (35,)])
+def test_a_large_weight_is_compared_in_parts(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    rounded = np.rint(exact * 8) / 8
+    whole = rounding_noise_db(exact, rounded)
+    monkeypatch.setattr("arvg_trt.numerics.noise.PART", 10)
+    assert rounding_noise_db(exact, rounded) == pytest.approx(whole, abs=1e-9)
+
+
 def test_a_rounding_is_always_a_number() -> None:
     exact = np.array([3.0, 4.0])
     assert rounding_noise_db(exact, exact + 0.05) == pytest.approx(10 * math.log10(25 / 0.005))

@@ -80,6 +80,26 @@ def test_every_weight_goes_to_its_nearest_grid_point(weight_format: WeightFormat
 
 
 @pytest.mark.parametrize("weight_format", FORMATS, ids=label)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_in_parts_is_rounded_as_the_whole(
+    weight_format: WeightFormat, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float64 arrays of a whole weight are eight and more of its size; one channel is dead."""
+    weight = gaussian() if not transposed else gaussian(1, (12, 7, 1, 1))[:, :, 0, 0].T
+    weight = weight.copy(order="K")
+    weight[1] = 0
+    importance = np.linspace(0.1, 2, weight.shape[1])
+    whole = quantize_weight(weight, weight_format, importance, tap_sums=True)
+    monkeypatch.setattr("arvg_trt.numerics.weight.PART", 2 * weight[0].size)
+    parts = quantize_weight(weight, weight_format, importance, tap_sums=True)
+    np.testing.assert_array_equal(parts.q, whole.q)
+    np.testing.assert_array_equal(parts.scale, whole.scale)
+    assert (parts.ratio is None) == (whole.ratio is None)
+    if whole.ratio is not None and parts.ratio is not None:
+        np.testing.assert_array_equal(parts.ratio, whole.ratio)
+
+
+@pytest.mark.parametrize("weight_format", FORMATS, ids=label)
 def test_zero_weight_tensor_stays_zero(weight_format: WeightFormat) -> None:
     quantized = quantize_weight(np.zeros(SHAPE, np.float32), weight_format)
     assert np.isfinite(quantized.scale).all() and (quantized.scale > 0).all()

@@ -505,3 +505,28 @@ def test_bits_of_a_tokenizers_half_are_not_taken_for_a_file_of_that_name(
     assert_refused(arvg("quantize", root, "--encoder-bits", 4), 3, *wanted)
     both = ("--encoder-bits", 4, "--weight-bits", 4, "--name", "both")
     assert arvg("quantize", root, *both).code == 0
+
+
+def test_a_graph_called_full_is_like_any_other(
+    custom_files: dict[str, tuple[Path, ...]], tmp_path: Path
+) -> None:
+    """A generator's graph of teacher forcing has this name."""
+    (source,) = custom_files["transformer"]
+    feeds = save(tmp_path / "feeds.npz", **feeds_of("transformer", SAMPLES, 1))
+    shutil.copyfile(f"{source}.data", tmp_path / f"{source.name}.data")
+    graphs = {}
+    for name in ("full", "g"):
+        shutil.copyfile(source, tmp_path / f"{name}.onnx")
+        workspace = tmp_path / name
+        steps: list[list[object]] = [
+            ["export", "onnx", workspace, "--graph", tmp_path / f"{name}.onnx"],
+            ["calibrate", workspace, "--feeds", feeds, "--samples", SAMPLES],
+            ["quantize", workspace, "--smoothing", "0.5"],
+        ]
+        for step in steps:
+            outcome = arvg(*step)
+            assert outcome.code == 0, outcome.err
+        folder = workspace / "quantize" / "int8"
+        plan, graph = (folder / "plan.json").read_text(), onnx.load(folder / f"{name}.onnx")
+        graphs[name] = plan, [(n.op_type, n.name, *n.input, *n.output) for n in graph.graph.node]
+    assert graphs["full"] == graphs["g"]

@@ -302,10 +302,13 @@ def test_shift_that_keeps_zero_on_the_grid_is_accepted(bits: int, shift: int) ->
         (ActivationFormat, {"bits": 8, "grid": "fp8", "shift": 1}),
         (ActivationFormat, {"bits": 8, "scale": 0.0}),
         (ActivationFormat, {"bits": 8, "scale": float("nan")}),
+        (ActivationFormat, {"bits": 8, "scale": 1e30}),
+        (ActivationFormat, {"bits": 8, "scale": 1e-300}),
+        (SitePlan, {"name": "fc1", "smoothing": -0.5}),
     ],
 )
 def test_format_that_cannot_be_is_refused_when_it_is_made(kind: type, values: dict) -> None:
-    with pytest.raises(ValueError, match=r"bits|shift|positive|block"):
+    with pytest.raises(ValueError, match=r"bits|shift|positive|block|smoothing"):
         kind(**values)
 
 

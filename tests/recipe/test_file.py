@@ -128,6 +128,7 @@ def test_unknown_preset_names_the_nearest_first(name: str, nearest: str) -> None
         (MINIMAL + "[calibrate]\nsamples = 100000000000000000000\n", ("samples",)),
         (MINIMAL + "[calibrate]\nsize = 1000000\n", ("size", "at most 8,192")),
         (MINIMAL + "[calibrate]\nlabels = ''\n", ("labels is empty",)),
+        (MINIMAL + "[validate]\nthreads = -1\n", ("threads",)),
         (MINIMAL + "[validate]\nimages = ' '\n", ("images is empty",)),
         (MINIMAL + '[validate]\nimages = "a\\u0000b"\n', ("images holds a null",)),
         (MINIMAL + 'graphs = ["a.onnx", ""]\n', ("graphs is empty",)),

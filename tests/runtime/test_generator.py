@@ -228,6 +228,7 @@ def test_folder_without_a_generator_is_refused(tmp_path: Path) -> None:
         ({"patch_nums": []}, "patch_nums"),
         ({"patch_nums": [0, 1]}, "patch_nums"),
         ({"vocab_size": "many"}, "vocab_size"),
+        ({"vocab_size": 10**12}, "vocab_size"),
         ({"defaults": {"cfg": 1.5}}, "top_k"),
     ],
 )

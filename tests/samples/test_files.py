@@ -13,11 +13,13 @@ from onnx import TensorProto, helper
 
 from arvg_trt.errors import BundleError, CalibrationError
 from arvg_trt.samples.files import (
+    LABELS,
     GraphChain,
     feeds_of,
     load_sample,
     sample_batches,
     sample_files,
+    sample_labels,
     save_sample,
 )
 
@@ -125,3 +127,9 @@ def test_a_damaged_sample_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError) as caught:
         load_sample(path)
     assert caught.value.where == str(path)
+
+
+def test_names_of_samples_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / LABELS).write_bytes(b'{"00000.safetensors": "\xff"}')
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        sample_labels(tmp_path)

@@ -93,7 +93,7 @@ def parse_gate(text: str, known: Collection[str], of: str = "") -> Gate:
     Raises:
         RecipeError: it is malformed, its metric is not in `known`, or no interval can be had of it.
     """
-    match = _EXPRESSION.fullmatch(text) or _BAND.fullmatch(text)
+    match = _match(text)
     parts = match.groupdict() if match else {}
     numbers = {key: _finite(parts[key]) for key in ("threshold", "least", "most") if key in parts}
     if match is None or None in numbers.values():
@@ -146,10 +146,13 @@ def parse_gates(texts: Iterable[str], known: Collection[str], of: str = "") -> l
 
 
 def metric_of(expression: str) -> str:
-    """Return the metric of a gate that was parsed before."""
-    match = _EXPRESSION.fullmatch(expression) or _BAND.fullmatch(expression)
-    assert match is not None
-    return match["metric"]
+    """Return the metric of a gate; of a text that is none, as a report may hold, the text."""
+    match = _match(expression)
+    return expression if match is None else match["metric"]
+
+
+def _match(text: str) -> re.Match[str] | None:
+    return _EXPRESSION.fullmatch(text) or _BAND.fullmatch(text)
 
 
 def evaluate(

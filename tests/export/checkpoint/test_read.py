@@ -354,3 +354,12 @@ def test_offline_the_halves_in_the_cache_are_found(
 def test_what_the_hub_answers_becomes_what_to_do(repo: str, says: str) -> None:
     with pytest.raises(ExportError, match=says):
         resolve_checkpoint(repo, JIT_FILES)
+
+
+def test_an_archive_whose_names_are_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("\u00e9/data.pkl", b"")
+    path.write_bytes(path.read_bytes().replace("\u00e9".encode(), b"\xff\xfe"))
+    with pytest.raises(ExportError):
+        read_tensors(path)

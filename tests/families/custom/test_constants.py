@@ -90,6 +90,13 @@ FOLDED = {
     "equal parts": """a, b = Split<axis = 0, num_outputs = 2>(w)
         v = Concat<axis = 0>(b, a) y = MatMul(x, v)""",
     "quantized weights": "v = DequantizeLinear(q, two, z) y = MatMul(x, v)",
+    "quantized columns": "v = DequantizeLinear<axis = -1>(q, s, zs) y = MatMul(x, v)",
+    "quantized rows": "v = DequantizeLinear<axis = 0>(u, s, zu) y = MatMul(x, v)",
+    "symmetric rows": "v = DequantizeLinear<axis = 0>(q, s) y = MatMul(x, v)",
+    "quantized weights that are transposed": """a = DequantizeLinear<axis = 0>(q, s, zs)
+        v = Transpose<perm = [1, 0]>(a) y = MatMul(x, v)""",
+    "what is quantized in blocks": """v = DequantizeLinear<axis = 0, block_size = 2>(q, s2)
+        y = MatMul(x, v)""",
 }
 
 
@@ -101,6 +108,11 @@ def test_what_constants_alone_decide_is_computed_once(what: str) -> None:
         "parts": np.array([1, 3]),
         "q": np.arange(16, dtype=np.int8).reshape(4, 4),
         "z": np.int8(3),
+        "s": np.array([0.1, 2, 3e-3, 7], np.float32),
+        "zs": np.array([-3, 0, 5, 127], np.int8),
+        "u": np.arange(240, 256, dtype=np.uint8).reshape(4, 4),
+        "zu": np.array([250, 0, 5, 128], np.uint8),
+        "s2": np.array([[0.1, 2, 3, 4], [5, 6, 7, 8]], np.float32),
     }
     model = graph_of(f"{LINE} {{ {FOLDED[what]} }}", **held)
     assert_same_after(FoldConstantsPass(), model, x=random(1, 3, 4))

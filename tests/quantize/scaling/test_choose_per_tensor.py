@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from arvg_trt.quantize.scaling import trial_parts
 from arvg_trt.quantize.scaling.choose_per_tensor import NONE, best_way, split_samples, thinned
 from arvg_trt.quantize.scaling.predicted import Way, ratio
-from arvg_trt.quantize.scaling.trials import distance
+from arvg_trt.quantize.scaling.trials import distance, judged_errors
 
 from ...families.custom.models import Node, small_graph
 from ..custom_quantized import CustomGraph, custom_graph
@@ -104,6 +106,24 @@ def test_one_sample_is_not_scaled(tmp_path: Path) -> None:
     for path in sorted(own.samples.iterdir())[1:]:
         path.unlink()
     assert set(own.search(smoothing="search").values()) == {NONE}
+
+
+def test_candidates_of_one_large_weight_are_judged_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message of protobuf holds 2 GB: six copies of a weight of 2 GB did not serialize."""
+    own, _ = outliers(tmp_path)
+    at_once = own.search(smoothing="search")
+    runs = []
+
+    def counted(*args: Any) -> dict[str, dict[Way, float]]:
+        runs.append([list(ways) for ways in args[3].values()])
+        return judged_errors(*args)
+
+    monkeypatch.setattr(trial_parts, "judged_errors", counted)
+    monkeypatch.setattr(trial_parts, "LARGEST_TRIAL", 2 * 24 * 16)
+    assert own.search(smoothing="search") == at_once
+    assert len(runs) > 4 and {len(ways) for (ways,) in runs} <= {1, 2}
 
 
 STRICT = {"gain_db": 0.3, "center_db": 1.0}

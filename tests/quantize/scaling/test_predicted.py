@@ -214,6 +214,16 @@ def test_predicted_error_is_near_the_measured_one(seed: int, center: bool) -> No
         assert predicted == pytest.approx(measured_error(x, weight, scaling), rel=0.5)
 
 
+def test_predicted_error_of_a_large_weight_is_found_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    seen, readers = observed(heavy_tailed(rng, 48, 100)), readers_of(rng.normal(0, 0.2, (64, 48)))
+    whole = predicted_error(seen, readers, np.ones(48), (8, 8), centered=False)
+    monkeypatch.setattr("arvg_trt.quantize.scaling.predicted.PART", 5 * 48)
+    assert predicted_error(seen, readers, np.ones(48), (8, 8), centered=False) == whole
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_predicted_scaling_beats_every_exponent_where_channels_differ(seed: int) -> None:
     rng = np.random.default_rng(seed)

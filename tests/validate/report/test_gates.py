@@ -214,3 +214,8 @@ def test_a_band_reads_back_from_its_text(
 ) -> None:
     gate = Gate(metric, "<=", least + width, least, level)
     assert parse_gate(str(gate), KNOWN) == gate
+
+
+def test_a_text_of_a_report_that_is_no_gate_is_its_own_metric() -> None:
+    assert metric_of("psnr_drop<=0.3@95%") == metric_of("0<=psnr_drop<=1") == "psnr_drop"
+    assert metric_of("no gate") == "no gate"
