@@ -79,7 +79,7 @@ bench: setup
 	$(BIN)/python -m arvg_trt.benchmarks.generate
 	$(BIN)/python -m arvg_trt.benchmarks.generate.rar
 	$(BIN)/python -m arvg_trt.benchmarks.calibration
-	$(BIN)/python -m arvg_trt.benchmarks.diagnosed
+	$(BIN)/python -m arvg_trt.benchmarks.diagnosis.diagnosed
 	$(BIN)/python -m arvg_trt.benchmarks.fuzz
 
 # Both wheels and the sdist into dist/, if the commit is a release; `wheels` builds any tree.

@@ -40,7 +40,7 @@ EXCEPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             *("quantize.groups", "quantize.plan", "quantize.token_qparams", "quantize.run"),
         ),
     ),
-    "planted_faults.py": (
+    "diagnosis/planted_faults.py": (
         "each fault measures the spoiled site alone again, which the command does for all sites",
         (
             *("calibrate.calibrated", "explain.site_diagnosis", "graph.builder", "graph.io"),

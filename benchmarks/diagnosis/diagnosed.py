@@ -1,6 +1,6 @@
 """Diagnose a quantization of every kind of model, quantize by the plan, and compare both reports.
 
-python -m arvg_trt.benchmarks.diagnosed [--model NAME ...]
+python -m arvg_trt.benchmarks.diagnosis.diagnosed [--model NAME ...]
 
 Each mini is quantized as its preset says, and a model of one's own by default. `diagnose` measures
 its sites on images that calibration has not seen, and plans to raise the first few; the model is
@@ -20,12 +20,9 @@ from typing import Any
 
 import click
 
-from ..validate.compare.compare import compare
-from ..validate.diagnose.facts import Diagnosis
-from ..validate.intervals.figure import COUNTED
-from ..validate.report.files import load_report
-from ..workspace.files import decode_json
-from .common import (
+from ...validate.compare.compare import compare
+from ...validate.report.files import load_report
+from ..common import (
     RESULTS,
     environment,
     environment_line,
@@ -128,28 +125,27 @@ def measure(model: Model, scratch: Path) -> Row:
     arvg("quantize", workspace, *model.quantize, "--name", BY_PLAN, *plan)
     for name in (PLAIN, BY_PLAN):
         arvg("validate", workspace, "--name", name, "--skip-engine", "--rounds", "0", *validate)
-    found = decode_json(folder / "diagnosis.json", Diagnosis, do="")
+    found = json.loads((folder / "diagnosis.json").read_text())
     reports = [(n, load_report(Path(workspace, "validate", n))) for n in (PLAIN, BY_PLAN)]
     compared = compare(reports)
-    top = max(found.sites, key=lambda site: site.share or 0)
-    last = found.raised[-1]
+    top = max(found["sites"], key=lambda site: site["share"] or 0)
     return Row(
-        model=found.model,
-        sites=len(found.sites),
-        graphs=found.graphs,
-        db=found.held_out_db,
-        first=top.name,
-        share=top.share or 0.0,
-        raised_db=last.measured_db,
-        reached_db=found.requantized_db,
-        kib=sum(each.kib for each in found.raised),
+        model=found["model"],
+        sites=len(found["sites"]),
+        graphs=found["graphs"],
+        db=found["held_out_db"],
+        first=top["name"],
+        share=top["share"] or 0.0,
+        raised_db=found["raised"][-1]["measured_db"],
+        reached_db=found["requantized_db"],
+        kib=sum(each["kib"] for each in found["raised"]),
         seconds=seconds,
         peak_mb=peak,
         verdicts=dict(
             Counter(
                 row.cells[1].verdict
                 for row in compared.rows
-                if row.decides and row.rule.metric not in COUNTED
+                if row.decides and "compression" not in row.rule.metric
             )
         ),
     )

@@ -1,6 +1,6 @@
 """Spoil one scale of a quantization at random, and see whether `diagnose` ranks its site first.
 
-python -m arvg_trt.benchmarks.planted_faults WORKSPACE NAME [WORKSPACE NAME ...] --faults 50
+python -m arvg_trt.benchmarks.diagnosis.planted_faults WORKSPACE NAME [...] --faults 50
 
 Each fault multiplies or divides one scale of the weight or the input of a site that is drawn at
 random by a factor from 8 to 64, drawn evenly in its logarithm. Sites are ranked by what another
@@ -27,22 +27,22 @@ import click
 import numpy as np
 import onnx_ir as ir
 
-from ..calibrate.calibrated import Calibrated
-from ..explain.site_diagnosis import is_quantized, open_samples, opened_graphs
-from ..graph.builder import constant_array
-from ..graph.io import graph_bytes, load_graph
-from ..numerics.scheme import Plan
-from ..quantize.chains import Chain
-from ..recipe.validate import ValidateOptions
-from ..validate.diagnose.alone import quantized_chains
-from ..validate.diagnose.diagnosis import SCALE_RUNS, QuantizedGraph
-from ..validate.diagnose.feeds import save_feeds, save_samples
-from ..validate.diagnose.scales import better_scales
-from ..validate.diagnose.whole import measure_alone
-from ..workspace.facts import model_name
-from ..workspace.files import decode_json
-from ..workspace.workspace import Workspace
-from .common import RESULTS
+from ...calibrate.calibrated import Calibrated
+from ...explain.site_diagnosis import is_quantized, open_samples, opened_graphs
+from ...graph.builder import constant_array
+from ...graph.io import graph_bytes, load_graph
+from ...numerics.scheme import Plan
+from ...quantize.chains import Chain
+from ...recipe.validate import ValidateOptions
+from ...validate.diagnose.alone import quantized_chains
+from ...validate.diagnose.diagnosis import SCALE_RUNS, QuantizedGraph
+from ...validate.diagnose.feeds import save_feeds, save_samples
+from ...validate.diagnose.scales import better_scales
+from ...validate.diagnose.whole import measure_alone
+from ...workspace.facts import model_name
+from ...workspace.files import decode_json
+from ...workspace.workspace import Workspace
+from ..common import RESULTS
 
 LEAST, MOST = 8.0, 64.0
 KINDS = ("weight_scale", "activation_scale")
