@@ -6,39 +6,28 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 
 from ..errors import WorkspaceError
-from ..families.variants import find_model, shipped_checkpoint
+from ..families.variants import find_model
 from ..pipeline.run import check_recipe, require_extras
 from ..recipe.build import BuildOptions
 from ..recipe.recipe import Recipe
 from ..recipe.summary import summarize
-from ..runtime.families import find_family
 from ..workspace.facts import CPU_BACKENDS, FP16
 from ..workspace.manifest import MANIFEST, is_up_to_date
 from ..workspace.stage import PreparedStage
 from ..workspace.times import Took, read_times
 from ..workspace.verify import read_manifest
 from ..workspace.workspace import WORKSPACE_FILE, Workspace
+from .fetching import NOTHING, Fetched, must_fetch, published_files
 from .why import StageName, changes, prepare
 
 STAGES: tuple[StageName, ...] = ("export", "calibrate", "quantize", "build", "validate")
 FLOAT_BYTES = 4
 REASONS = 3  # that a line has; `why` has all
-
-
-class Fetched(NamedTuple):
-    """Name the files that an export would fetch, their bytes if known, and if the Hub has them."""
-
-    files: tuple[str, ...] = ()
-    bytes: int | None = None
-    checked: bool | None = None
-
-
-NOTHING = Fetched()
 
 
 class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,43 +225,6 @@ def engines_text(backend: str, targets: Sequence[str], name: str) -> str:
     """Return the engines of one folder in words."""
     graphs = " of the unquantized graphs" if name == FP16 else ""
     return f"{backend} engines{graphs}" + (f" for {', '.join(targets)}" if targets else "")
-
-
-def must_fetch(recipe: Recipe) -> bool:
-    """Return whether a checkpoint is on the Hub and not in its cache on this machine.
-
-    Raises:
-        ExportError: a file or folder that is not there or not complete, or one of the cache that
-            is not as published.
-    """
-    from ..export.checkpoint.hub import NotCached
-    from ..export.checkpoint.resolve import resolve_checkpoint
-
-    entry = find_model(recipe.model)
-    if find_family(entry.family).source == "graphs":
-        return False
-    spec = recipe.checkpoint or shipped_checkpoint(entry)
-    try:
-        resolve_checkpoint(spec, entry.files, entry.elsewhere, entry.published, cached=True)
-    except NotCached:
-        return True
-    return False
-
-
-def published_files(recipe: Recipe) -> Fetched:
-    """Return the files of a checkpoint on the Hub: those that are known, else its id.
-
-    Raises:
-        ExportError: the Hub answers, and does not have them or gives no access.
-    """
-    from ..export.checkpoint.hub import check_repository
-
-    entry, spec = find_model(recipe.model), str(recipe.checkpoint)
-    checked = check_repository(spec, entry.files, entry.elsewhere, entry.published)
-    if entry.published and entry.published[0].repo == recipe.checkpoint:
-        names = tuple(f"{each.repo}/{each.name}" for each in entry.published)
-        return Fetched(names, entry.download_bytes, checked)
-    return Fetched((spec,), None, checked)
 
 
 def require_disk(planned: Sequence[PlannedStage], root: Path) -> None:

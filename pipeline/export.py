@@ -142,7 +142,7 @@ def prepare_export(
         ExportError: the checkpoint does not fit or the model has no such form, or its graphs
             differ from PyTorch.
     """
-    from ..export.checkpoint.resolve import resolve_checkpoint
+    from ..export.checkpoint.resolve import require_enough, resolve_checkpoint
 
     entry = find_model(name)
     family = find_family(entry.family)
@@ -152,19 +152,14 @@ def prepare_export(
     spec = checkpoint or shipped_checkpoint(entry)
     if entry.config is None:
         require_one_size(entry, family.snapshots, Path(spec))
+    found = (entry.files, entry.elsewhere, entry.published)
+    paths = resolve_checkpoint(spec, *found, cached=cached, progress=reporter.progress)
+    if cached:  # nothing will be read, which would say more
+        require_enough(paths, name, entry.parameters)
     job = ExportJob(
         entry=entry,
         spec=spec,
-        paths=tuple(
-            resolve_checkpoint(
-                spec,
-                entry.files,
-                entry.elsewhere,
-                entry.published,
-                cached=cached,
-                progress=reporter.progress,
-            )
-        ),
+        paths=tuple(paths),
         source=open_source(images, size=PARITY_SIZE, most=PARITY_IMAGES),
         reporter=reporter,
         form=form,

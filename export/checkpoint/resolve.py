@@ -52,6 +52,20 @@ def resolve_checkpoint(
     return download(spec, alternatives, elsewhere or {}, cached=cached, progress=progress)
 
 
+def require_enough(paths: Sequence[Path], model: str, parameters: int) -> None:
+    """Raise ExportError for files with less than a byte for each number of a model of this size.
+
+    For who reads no file; else the first key that does not fit says more.
+    """
+    size = sum(path.stat().st_size for path in paths)
+    if size < parameters:
+        raise ExportError(
+            f"has {size / 1e6:.1f} MB, too few for the {parameters:,} numbers of {model}",
+            where=str(paths[0].parent if len(paths) > 1 else paths[0]),
+            do="check --checkpoint, or name the model that it is of",
+        )
+
+
 def is_hub_id(spec: str) -> bool:
     """Return whether a text that names no file here is one that the Hub may know."""
     path = Path(spec)

@@ -239,8 +239,24 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_weights_of_a_smaller_model_are_refused(tmp_path: Path, there: bool) -> None:
+    if there:
+        with Workspace(tmp_path / "w"):
+            pass
+    words = ("--model", "rar-b", "--checkpoint", MODELS / "rar-mini", "--dry-run")
+    outcome = arvg("run", "rar-w8a8", *words, "--workspace", tmp_path / "w")
+    assert_refused(outcome, 4, "has 6.6 MB, too few for the", "numbers of rar-b")
+    assert str(MODELS / "rar-mini") in outcome.err
+
+
 def test_gates_of_the_mini_do_not_go_along(tmp_path: Path) -> None:
-    words = ("--model", "var-d16", "--checkpoint", MODELS / "var-mini", "--dry-run")
+    folder = tmp_path / "var-d16"
+    folder.mkdir()
+    for name in ("var_d16.pth", "vae_ch160v4096z32.pth"):
+        with (folder / name).open("wb") as file:
+            file.truncate(10**9)  # which takes no disk
+    words = ("--model", "var-d16", "--checkpoint", folder, "--dry-run")
     outcome = arvg("run", "var-w8a8", *words, "--workspace", tmp_path / "w")
     assert outcome.code == 0
     said = "no gates are checked for var-d16: those of the recipe were measured on var-mini\n"
