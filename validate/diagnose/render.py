@@ -105,7 +105,7 @@ def _key_figures(diagnosis: Diagnosis) -> tuple[KeyFigure, ...]:
             detail=f"of the model's outputs, {diagnosis.measured_on} runs",
         ),
         *(
-            KeyFigure(label=f"{graph} alone", value=ratio(value), detail="on the ranked runs")
+            KeyFigure(label=f"Graph {graph}", value=ratio(value), detail="of its outputs alone")
             for graph, value in diagnosis.graphs.items()
             if len(diagnosis.graphs) > 1
         ),
