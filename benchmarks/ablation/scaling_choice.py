@@ -11,7 +11,6 @@ of the samples, judged on the other. The presets of MAR name GPS for every input
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import resource
 import tempfile
 from collections.abc import Sequence
@@ -20,11 +19,9 @@ from pathlib import Path
 from unittest import mock
 
 import click
-import msgspec
 from msgspec.structs import replace
 
 from ...graph.sites import load_sites
-from ...numerics.scheme import Plan
 from ...pipeline.calibrate import calibrate_stage
 from ...pipeline.export import export_any
 from ...pipeline.quantize import quantize_stage
@@ -53,32 +50,20 @@ ABOUT = __doc__.split("[--preset llamagen-w8a8]")[1].strip()
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Hold one quantization: processor seconds, and SQNR in dB of logits, or of MAR's noise.
-
-    `changed` counts the inputs whose scaling is another than with weights to nearest.
-    """
+    """Hold one quantization: processor seconds, and SQNR in dB of logits, or of MAR's noise."""
 
     preset: str
     choice: str
     seconds: float
     sqnr_db: float
     top1: float | None = None
-    changed: int | None = None
-
-
-def scalings(folder: Path) -> dict[str, tuple[object, object]]:
-    """Return the scaling of each site that a plan names, as quantization filled it."""
-    plan = msgspec.json.decode((folder / "plan.json").read_bytes(), type=Plan)
-    return {
-        s.name: (s.smoothing, s.activation.centered) for s in plan.sites if s.activation is not None
-    }
 
 
 def rows_of(preset: str, held_out: int, scratch: Path) -> list[Row]:
     """Quantize a preset with both choices, and measure both on pictures of another seed."""
     recipe = load_recipe(preset)
     options = replace(recipe.quantize, smoothing="search", decoder_bits=None)
-    found, chosen = [], []
+    found = []
     with Workspace(scratch / "ws") as workspace:
         export_any(workspace, recipe.model, None, "skimage", (), QuietReporter())
         calibrate_stage(workspace, recipe.calibrate, QuietReporter())
@@ -91,11 +76,8 @@ def rows_of(preset: str, held_out: int, scratch: Path) -> list[Row]:
             else:
                 logits_db, top1 = measured(workspace, made, held_out, scratch / "held")
                 found.append(Row(preset, choice, seconds, logits_db, top1))
-            chosen.append(scalings(made))
             click.echo(str(found[-1]), err=True)
-    one, other = chosen
-    changed = sum(one[name] != other[name] for name in one)
-    return [found[0], dataclasses.replace(found[1], changed=changed)]
+    return found
 
 
 def quantized(
@@ -131,8 +113,8 @@ def cell(row: Row) -> str:
 def report(rows: Sequence[Row], held_out: int) -> str:
     lines = []
     for one, other in zip(rows[::2], rows[1::2], strict=True):
-        lines.append((one.preset, cell(one), cell(other), other.changed))
-    header = ("preset", f"chosen {NEAREST}", f"chosen {GPTQ}", "sites scaled otherwise")
+        lines.append((one.preset, cell(one), cell(other)))
+    header = ("preset", f"chosen {NEAREST}", f"chosen {GPTQ}")
     return f"""# Scalings chosen by weights as they are rounded
 
 {ABOUT}
