@@ -106,13 +106,32 @@ def read_site(
     wanted = -(-math.prod(entry.shape) * entry.format.bits // 8)
     if packed.dtype != np.uint8 or packed.size != wanted:
         raise ValueError(f"{site} has {packed.nbytes} packed bytes, its shape needs {wanted}")
-    return QuantizedWeight(
+    found = QuantizedWeight(
         entry.format,
         unpack_bits(packed.astype(np.uint8, copy=False), entry.format.bits, entry.shape),
         tensors.pop(f"{site}.weight_scale").astype(np.float32),
         optional(tensors, f"{site}.log_ratio"),
         optional(tensors, f"{site}.weight_factor"),
     )
+    require_sizes(found, site)
+    return found
+
+
+def require_sizes(weight: QuantizedWeight, site: str) -> None:
+    """Raise ValueError for scales that are not of as many channels or blocks as the weight has."""
+    channels, count = weight.q.shape[0], weight.scale.size
+    one = weight.format.granularity == "per_tensor"
+    if weight.format.block is None:
+        fits = count == (1 if one else channels)
+    else:
+        block = weight.format.block
+        fits = weight.scale.shape[:1] == (channels,) and weight.q.size == count * block
+    beside = {"ratios": (weight.ratio, count), "factors": (weight.factor, channels)}
+    for name, (given, wanted) in beside.items():
+        if given is not None and given.size != wanted:
+            raise ValueError(f"{site} has {given.size} {name}, not {wanted}")
+    if not fits:
+        raise ValueError(f"{site} has {count} scales, which do not fit its shape {weight.q.shape}")
 
 
 def optional(tensors: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.float32] | None:

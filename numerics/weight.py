@@ -169,7 +169,8 @@ def quantize_part(
     if weight_format.grid == "uniform":
         fraction = search_uniform(histogram, n)
         if weight_format.bits >= NEARBY_BITS:
-            fraction = refine_uniform(rows, columns, top, fraction, n)
+            whole = weight_format.granularity == "per_tensor"
+            fraction = refine_uniform(rows, columns, top, fraction, n, sampled=whole)
         scale = (top * fraction / n).astype(np.float32)
         exact = rows / scale.astype(np.float64)[:, None]
         q = np.clip(np.round(exact), -n, n)

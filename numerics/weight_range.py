@@ -69,13 +69,16 @@ def refine_uniform(
     top: NDArray[np.float64],
     fraction: NDArray[np.float64],
     n: int,
+    *,
+    sampled: bool,
 ) -> NDArray[np.float64]:
     """Return `fraction` [G] times that of `NEARBY_FRACTIONS` with the least measured error.
 
-    `top` [G] are the largest magnitudes of `rows` [G, M]; a single group is sampled by a stride.
+    `top` [G] are the largest magnitudes of `rows` [G, M]. Where `sampled`, as of a whole weight, a
+    stride of them is measured.
     """
     refined: NDArray[np.float64] = fraction.copy()
-    if len(rows) == 1:
+    if sampled:
         stride = max(1, rows.shape[1] // CHUNK)
         rows = rows[:, ::stride]
         importance = None if importance is None else importance[:, ::stride]

@@ -75,7 +75,8 @@ def prepare_validation(
     if options.second_opinion:
         require_polygraphy()
     model = Exported.open(workspace)
-    gates = parse_gates_of(model.kind, options.gates)
+    measures_starts = bool(options.rounds and options.starts)
+    gates = parse_gates_of(model.kind, options.gates, starts=measures_starts)
     measurement = open_measurement(model, options, calibrated_classes(workspace))
     skipped = [file for source in measurement.sources for file in source.skipped]
     if skipped:

@@ -87,11 +87,13 @@ def count_sites(rows: Sequence[SiteRow]) -> SiteCounts:
     """Count the rows by what is quantized; reasons that differ in a number alone are one."""
     high = [row for row in rows if row.weight in NO_WEIGHTS and row.activation == "float"]
     only = [row for row in rows if row.weight not in NO_WEIGHTS and row.activation == "float"]
-    alike: dict[str, Counter[str]] = {}
+    alike: dict[tuple[str, ...], Counter[str]] = {}
     for row in high:
         reason = row.reason or "as the plan says"
-        alike.setdefault(NUMBER.sub("…", reason), Counter())[reason] += 1
-    named = {common_text(list(found)): found.total() for found in alike.values()}
+        alike.setdefault(tuple(NUMBER.split(reason)), Counter())[reason] += 1
+    named: Counter[str] = Counter()
+    for found in alike.values():
+        named[common_text(list(found))] += found.total()
     return SiteCounts(
         quantized=len(rows) - len(high),
         of=len(rows),

@@ -73,7 +73,8 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     starts: Annotated[
         int,
         says(
-            "Fresh processes that open each candidate, for its start and memory; 0 for none.",
+            "Fresh processes that open each candidate, for its start and memory; 0, or no rounds, "
+            "for none.",
             ROUNDS,
         ),
     ] = 3

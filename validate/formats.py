@@ -68,7 +68,7 @@ METRICS: dict[str, Format] = {
 
 def metric_text(name: str, value: float | None) -> str:
     """Return the value of a metric, such as `psnr_drop` or `engine.top1`, as all tables have it."""
-    return METRICS[name.rpartition(".")[2]](value)
+    return METRICS.get(name.rpartition(".")[2], error_text)(value)  # of a report: any text
 
 
 def size(count: int) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from ..errors import RecipeError
 from ..workspace.facts import ModelKind
-from .intervals.speeds import RATES
+from .intervals.speeds import MEMORY, OF_START, RATES
 from .measure.generator_accuracy import GENERATION_NAMES
 from .metrics.outputs import WORST_NAMES
 from .report.gates import Gate, parse_gates
@@ -36,10 +37,18 @@ def metric_names(kind: ModelKind) -> tuple[str, ...]:
     )
 
 
-def parse_gates_of(kind: ModelKind, texts: Iterable[str]) -> list[Gate]:
-    """Parse the gates of a model of a kind.
+def parse_gates_of(kind: ModelKind, texts: Iterable[str], *, starts: bool = True) -> list[Gate]:
+    """Parse the gates of a model of a kind; `starts` says whether starts will be measured.
 
     Raises:
-        RecipeError: one is malformed, or its metric is none that such a model has.
+        RecipeError: one is malformed, or its metric is none that such a model has or that will be
+            measured.
     """
-    return parse_gates(texts, metric_names(kind), TITLES[kind])
+    gates = parse_gates(texts, metric_names(kind), TITLES[kind])
+    unmeasured = [gate for gate in gates if gate.metric in (*OF_START, MEMORY)]
+    if unmeasured and not starts:
+        raise RecipeError(
+            f"gate {str(unmeasured[0])!r}: no start is measured",
+            do="give --starts 1 or more, and --rounds 1 or more",
+        )
+    return gates

@@ -105,10 +105,12 @@ class Commands(SectionedGroup):
     def print_object(self, code: int, text: str, error: BaseException) -> None:
         """Print, with `--json`, what was made or measured before and `error` on stdout."""
         if self.as_json:
+            from .figures import with_sites
+
             fields = {"kind": type(error).__name__, "message": text, "exit_code": code}
             fields |= {k: v for k in ("where", "do") if (v := getattr(error, k, None)) is not None}
             stages = getattr(error, "stages", None)
-            made = {} if stages is None else {"stages": stages}
+            made = {} if stages is None else with_sites(stages)
             print_json({**made, **getattr(error, "measured", {}), "error": fields})
 
     def interrupt(self, number: int, frame: object) -> None:

@@ -12,7 +12,7 @@ from ...errors import AccuracyError, InconclusiveError
 from ...quantize.facts import QuantizationFacts, count_sites
 from ...validate.facts import ValidationFacts, download_line, summary
 from ...validate.intervals.figure import plain
-from ...validate.intervals.speeds import TIMED
+from ...validate.intervals.speeds import IN_ROUNDS
 from ...validate.report.gates import GateResult, metric_of
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
@@ -73,7 +73,7 @@ def gate_line(gate: GateResult, found: ValidationFacts) -> str:
     doubted = gate.n is None and metric_of(gate.expression) in found.inconclusive
     doubt = ", inconclusive" if doubted else ""
     # A reason behind a value that was measured says how: on a busy machine, say.
-    timed = plain(metric_of(gate.expression)) in TIMED
+    timed = plain(metric_of(gate.expression)) in IN_ROUNDS
     busy = f", timed on a busy machine: {found.busy}" if found.busy and timed else ""
     return f"gate {gate.expression}: {gate.verdict} ({measured}{doubt}{busy})"
 
@@ -84,8 +84,6 @@ def figures_of_failures(as_json: bool) -> Iterator[None]:
     try:
         yield
     except (AccuracyError, InconclusiveError) as error:
-        if error.stages and as_json:
-            error.measured = with_sites(error.stages)
-        elif error.stages:
+        if error.stages and not as_json:
             print_figures(error.stages)
         raise

@@ -74,10 +74,14 @@ def folder_name(backend: Backend, options: BuildOptions, group: Sequence[Target]
 
 
 def foreseen_folder(options: BuildOptions) -> str:
-    """Return the name of the folder where all targets share a plan file, as most do."""
+    """Return the name of the folder where all targets share a plan file, as most do.
+
+    Without targets TensorRT builds for the GPU of the machine, whose number is not known here.
+    """
     backend = options.backend
     assert backend == "tensorrt_rtx" or backend == "tensorrt"
-    return folder_name(backend, options, [resolve_target(t, backend) for t in options.targets])
+    groups = group_targets(resolve_target(each, backend) for each in options.targets)
+    return folder_name(backend, options, groups[0] if groups else ()) + ("" if groups else "-smNN")
 
 
 def overflow_risks(

@@ -163,6 +163,8 @@ def dequantized(
     zero = rest[0] if rest else None
     axis, count = node.attributes.get_int("axis", 1), scale.size
     rank = len(quantized.shape)
+    if count == 0:
+        return None
     fits = count == 1 or (-rank <= axis < rank and len(scale.shape) == 1)
     if quantized.dtype not in PLAIN_INTEGERS or scale.dtype != FLOAT or not fits:
         return None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from arvg_trt.engines.tensorrt.engine import foreseen_folder
 from arvg_trt.errors import (
     ArvgError,
     BuildError,
@@ -24,6 +25,7 @@ from arvg_trt.export.checkpoint.resolve import resolve_checkpoint
 from arvg_trt.families.variants import MODELS
 from arvg_trt.pipeline.run import check_recipe
 from arvg_trt.recipe.base import with_changes
+from arvg_trt.recipe.build import BuildOptions
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.recipe.recipe import Recipe
 from arvg_trt.workspace.times import TIMES_FILE, read_times
@@ -73,6 +75,20 @@ def test_folders_of_engines_are_named_before_there_are_any(tmp_path: Path) -> No
             "tensorrt_rtx engines of the unquantized graphs for sm86, sm89, sm120",
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("backend", "targets", "folder"),
+    [
+        ("tensorrt_rtx", ("rtx5090", "rtx3090"), "rtx-sm86-sm120"),
+        ("tensorrt_rtx", ("rtx4090", "rtx4080"), "rtx-sm89"),
+        ("tensorrt", (), "tensorrt-smNN"),
+    ],
+)
+def test_the_folder_of_targets_in_any_order_is_that_of_the_build(
+    backend: Literal["tensorrt_rtx", "tensorrt"], targets: tuple[str, ...], folder: str
+) -> None:
+    assert foreseen_folder(BuildOptions(backend=backend, targets=targets)) == folder
 
 
 def test_what_is_up_to_date_is_said_and_nothing_changes(

@@ -29,6 +29,7 @@ def packed(path: Path) -> bytes:
         (b"fc1.weight_q", b"fc1.weight_x"),
         (b"[4, 8]", b"[4, 9]"),
         (b"[4, 8]", b"[0, 8]"),
+        (b"[4, 8]", b"[8, 4]"),
         (b"weights/v1", b"weights/v9"),
         (b"uniform", b"other.."),
     ],

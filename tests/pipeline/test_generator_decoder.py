@@ -276,3 +276,19 @@ def test_a_spoiled_convolution_of_it_is_diagnosed(
     # Half of the images ranks, half measures; each image has two rows of the whole graph.
     assert found["ranked_on"] >= 4 and found["separate"]
     assert {row["name"] for row in found["sites"] if row["graph"] == "decoder"} >= {*own}
+
+
+def test_the_decoder_of_a_mar_is_diagnosed_beside_its_recorded_runs(
+    quantized_mar: Path, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "ws"
+    shutil.copytree(quantized_mar, workspace)
+    outcome = arvg("quantize", workspace, "--name", "whole", *INT8)
+    assert outcome.code == 0, outcome
+    asked = ("--name", "whole", "--samples", 2, "--raise", 0, "--site", "decoder.*", "--json")
+    outcome = arvg("diagnose", workspace, *asked)
+    assert outcome.code == 0, outcome
+    found = json.loads(outcome.out)["diagnosis"]
+    assert {"pass", "decoder"} <= set(found["graphs"]) and not found["unmeasured"]
+    alone = [row for row in found["sites"] if row["graph"] == "decoder"]
+    assert alone and all(row["alone_db"] > 10 for row in alone)

@@ -42,6 +42,12 @@ def test_reasons_that_differ_in_a_number_alone_are_one() -> None:
     assert same == {reaches.format("6.1e+04"): 2}
 
 
+def test_a_reason_that_was_copied_from_a_terminal_counts_with_its_like() -> None:
+    reasons = ("kept: above … dB", "kept: above 5 dB", "kept: above 6 dB", "… and 7 of … and 8")
+    found = count_sites([row("float16", reason=each) for each in reasons]).high_precision
+    assert found == {"kept: above … dB": 3, "… and 7 of … and 8": 1}
+
+
 def lines(reasons: int) -> list[str]:
     rows = [row("float16", reason=f"reason {'x' * k}") for k in range(reasons)]
     facts = QuantizationFacts(sites=tuple(rows), packed_bytes=1, fp32_bytes=2, quantized=0)

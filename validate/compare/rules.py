@@ -88,6 +88,6 @@ RULES = (
     Rule("samples_per_s", "Samples a second", "higher", 0.1, True, machine=True, decides=False),
     Rule("tokens_per_s", "Tokens a second", "higher", 0.1, True, machine=True, decides=False),
     Rule("load_ms", "Opening the graphs", "lower", 0.2, True, machine=True, decides=False),
-    Rule("first_ms", "First image behind that", "lower", 0.2, True, machine=True, decides=False),
+    Rule("first_ms", "First image or sample", "lower", 0.2, True, machine=True, decides=False),
     Rule("memory_mb", "Peak memory of a start", "lower", 0.05, True, machine=True, decides=False),
 )

@@ -29,4 +29,4 @@ def percentile_ends(values: ArrayLike, percent: float, level: float) -> tuple[fl
 def samples_needed(percent: float, level: float) -> int:
     """Return how many samples bound a percentile from both sides."""
     share, tail = percent / 100, (1 - level) / 2
-    return math.ceil(math.log(tail) / math.log(max(share, 1 - share))) + 1
+    return math.ceil(math.log(tail) / math.log(max(share, 1 - share)))

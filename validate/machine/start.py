@@ -89,7 +89,7 @@ class Starts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def first_median(self) -> float | None:
-        """Return the median milliseconds of the first image; None if none was made."""
+        """Return the median milliseconds of the first image or sample; None without one."""
         return statistics.median(self.first_ms) if self.first_ms else None
 
 

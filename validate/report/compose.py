@@ -123,7 +123,12 @@ def compose_report(
 def judged(report: Report, gates: Iterable[Gate]) -> Report:
     """Return the report with what its gates found; one on a time says if the machine was busy."""
     found = evaluate(gates, metrics(report), lambda name, level: figure(report, name, level))
-    results = (with_reason(gate, busy_text(report, metric_of(gate.expression))) for gate in found)
+    results = (
+        gate
+        if gate.value is None
+        else with_reason(gate, busy_text(report, metric_of(gate.expression)))
+        for gate in found
+    )
     return msgspec.structs.replace(report, gates=tuple(results))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..intervals.bootstrap import LEVEL
 from ..intervals.figure import COUNTED, Figure, plain
 from ..intervals.figures import sampled
-from ..intervals.speeds import SPEEDS, TIMED
+from ..intervals.speeds import IN_ROUNDS, SPEEDS
 from .schema import Report, metrics
 
 INCONCLUSIVE = "inconclusive"
@@ -71,7 +71,7 @@ def inconclusive_metrics(report: Report) -> tuple[str, ...]:
 
 def busy_text(report: Report, metric: str) -> str:
     """Return that a metric was timed on a busy machine, and what others did; "" for all others."""
-    if plain(metric) not in TIMED or not report.busy:
+    if plain(metric) not in IN_ROUNDS or not report.busy:
         return ""
     return f"timed on a busy machine: {report.busy}"
 

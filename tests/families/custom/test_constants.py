@@ -97,6 +97,8 @@ FOLDED = {
         v = Transpose<perm = [1, 0]>(a) y = MatMul(x, v)""",
     "what is quantized in blocks": """v = DequantizeLinear<axis = 0, block_size = 2>(q, s2)
         y = MatMul(x, v)""",
+    "quantized rows that are none": """a = DequantizeLinear<axis = 0>(q0, s0)
+        v = Concat<axis = 0>(a, w) y = MatMul(x, v)""",
 }
 
 
@@ -112,6 +114,8 @@ def test_what_constants_alone_decide_is_computed_once(what: str) -> None:
         "zs": np.array([-3, 0, 5, 127], np.int8),
         "u": np.arange(240, 256, dtype=np.uint8).reshape(4, 4),
         "zu": np.array([250, 0, 5, 128], np.uint8),
+        "q0": np.zeros((0, 4), np.int8),
+        "s0": np.zeros(0, np.float32),
         "s2": np.array([[0.1, 2, 3, 4], [5, 6, 7, 8]], np.float32),
     }
     model = graph_of(f"{LINE} {{ {FOLDED[what]} }}", **held)

@@ -9,6 +9,7 @@ import pytest
 from arvg_trt.errors import RecipeError
 from arvg_trt.validate.intervals.speeds import OF_PART, SPEEDS
 from arvg_trt.validate.machine.start import Start, Starts
+from arvg_trt.validate.machine.watch import MachineLoad
 from arvg_trt.validate.metric_names import metric_names, parse_gates_of
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.report.compose import judged
@@ -69,7 +70,7 @@ def test_each_speed_is_what_numpy_says_of_its_rounds(measured: Report) -> None:
         ("p90_ms<=30", "failed", "p90_ms is 36.1"),
         ("decoder.p90_ms<=50@95%", "passed", None),
         ("p90_ms<=36.5@95%", "inconclusive", "p90_ms is 36.1, 32 to 40 over 40 rounds: about"),
-        ("p99_ms<=50@95%", "inconclusive", "40 rounds do not bound it: 369 would"),
+        ("p99_ms<=50@95%", "inconclusive", "40 rounds do not bound it: 368 would"),
         ("images_per_s>=195", "passed", None),
         ("tokens_per_s>=5000", "failed", "tokens_per_s is 3121.95"),
         ("load_ms<=25", "passed", None),
@@ -106,3 +107,25 @@ def test_a_kind_of_models_has_its_own_rates_and_parts() -> None:
     }
     assert {f"encoder.{name}" for name in OF_PART} <= named["tokenizer"]
     assert not any(name.startswith("encoder.") for name in named["generator"] | named["custom"])
+
+
+@pytest.mark.parametrize("gate", ["load_ms<=10", "first_ms<=10", "memory_mb<=10"])
+def test_a_gate_on_a_start_that_is_not_measured_is_refused_before_any_work(gate: str) -> None:
+    with pytest.raises(RecipeError, match="no start is measured") as caught:
+        parse_gates_of("tokenizer", ["psnr>=1", gate], starts=False)
+    assert "--starts 1" in str(caught.value)
+    assert parse_gates_of("tokenizer", ["psnr>=1", "p90_ms<=5"], starts=False)
+
+
+def test_starts_are_not_said_to_be_of_a_busy_machine(measured: Report) -> None:
+    """It is watched while rounds are timed, and starts come later."""
+    load = MachineLoad(processors=4, others_before=2.0, others_during=2.0, others_after=2.0)
+    busy = msgspec.structs.replace(measured, machine=load)
+    gates = parse_gates(
+        ["load_ms<=25", "p90_ms<=50", "images_per_s>=1", "tokens.p99_ms>=0"], METRIC_NAMES
+    )
+    start, *rounds = judged(busy, gates).gates
+    assert busy.busy and start.reason is None
+    assert all("busy machine" in str(gate.reason) for gate in rounds)
+    (unknown,) = judged(busy, parse_gates(["encoder.p90_ms<=5"], METRIC_NAMES)).gates
+    assert unknown.reason == "encoder.p90_ms was not measured"
