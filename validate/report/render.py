@@ -26,6 +26,7 @@ from .schema import FP32, QDQ, SYNTHETIC, Report, Sizes, metrics
 from .site_tables import site_charts
 from .spread import INCONCLUSIVE, busy_text, figures, inconclusive_metrics
 from .tables import report_tables
+from .timing_tables import made_first
 
 
 def write_report(
@@ -175,7 +176,7 @@ def _busy_detail(report: Report) -> str:
 
 
 def _start_key_figure(report: Report) -> tuple[KeyFigure, ...]:
-    """Return how long the headline candidate takes from nothing to its first image."""
+    """Return how long the headline candidate takes from nothing to its first image or sample."""
     own, fp32 = report.starts.get(report.headline or ""), report.starts.get(FP32)
     if own is None or fp32 is None or own.first_median is None or fp32.first_median is None:
         return ()
@@ -184,7 +185,7 @@ def _start_key_figure(report: Report) -> tuple[KeyFigure, ...]:
         parts.append(f"memory {size(own.memory_bytes)}, FP32's {size(fp32.memory_bytes)}")
     return (
         KeyFigure(
-            label="Start to first image",
+            label=f"Start to first {made_first(report)}",
             value=MS(own.load_median + own.first_median),
             detail="; ".join(parts),
         ),

@@ -134,7 +134,10 @@ def _starts(report: Report) -> Table:
     every = list(shown.values())
     rows = (
         ("Opening the graphs", *(_spread(each.load_ms) for each in every)),
-        (f"The first {_noun(report)} behind that", *(_spread(each.first_ms) for each in every)),
+        (
+            f"The first {made_first(report)} behind that",
+            *(_spread(each.first_ms) for each in every),
+        ),
         ("Memory at its peak", *memory([each.memory_bytes for each in every])),
         ("Memory of the GPU at its peak", *memory([each.device_bytes for each in every])),
     )
@@ -148,7 +151,8 @@ def _starts(report: Report) -> Table:
     )
 
 
-def _noun(report: Report) -> str:
+def made_first(report: Report) -> str:
+    """Return what a start is measured to: an image, or a sample of one's own graphs."""
     return "sample" if report.outputs else "image"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import msgspec
+import numpy as np
 import pytest
 
 from arvg_trt.commands.support.figures import gate_line
@@ -14,6 +15,7 @@ from arvg_trt.validate.facts import ValidationFacts, summary
 from arvg_trt.validate.machine.gpu import GpuState
 from arvg_trt.validate.machine.start import Start, Starts
 from arvg_trt.validate.machine.watch import MachineLoad
+from arvg_trt.validate.metrics.outputs import OutputAccumulator
 from arvg_trt.validate.report.compose import judged
 from arvg_trt.validate.report.files import encode_report, load_report
 from arvg_trt.validate.report.gates import parse_gates
@@ -59,6 +61,21 @@ def test_starts_are_medians_and_the_highest_peak(make_report: MakeReport) -> Non
     assert "Memory of the GPU" not in str(found.rows) and "GPU" not in found.caption
     (key,) = (k for k in report_page(report, []).key_figures if k.label == "Start to first image")
     assert key.value == "175.00 ms" and "FP32 170.00 ms" in key.detail
+
+
+def test_graphs_of_ones_own_start_to_a_sample(make_report: MakeReport) -> None:
+    outputs = OutputAccumulator()
+    outputs.add(np.ones(4, np.float32), np.full(4, 1.5, np.float32), "sample 0")
+    report = msgspec.structs.replace(
+        make_report().report,
+        accuracy={},
+        outputs={"engine": (outputs.result("net/y"),)},
+        starts=starts(),
+    )
+    found = table(report, "Start")
+    assert found is not None and found.rows[1][0] == "The first sample behind that"
+    labels = {figure.label for figure in report_page(report, []).key_figures}
+    assert "Start to first sample" in labels
 
 
 def test_nothing_that_was_not_measured_is_shown(make_report: MakeReport) -> None:
