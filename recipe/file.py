@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ import msgspec
 from ..errors import RecipeError, nearest
 from ..workspace.files import UNDECODABLE, said
 from ..workspace.schemas import schema_problem
-from .quantize import with_implied
+from .build import BuildOptions
+from .calibrate import CalibrateOptions
+from .quantize import QuantizeOptions, with_implied
 from .recipe import Recipe
+from .validate import ValidateOptions
 
 RECIPE_SCHEMA = "arvg-trt/recipe/v1"
 PRESETS = Path(__file__).parent / "presets"
+KEYS = "`arvg-trt recipes --keys` lists all"
+UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 
 
 def preset_names() -> list[str]:
@@ -56,14 +62,24 @@ def load_recipe(name: str | PathLike[str]) -> Recipe:
         written = msgspec.toml.decode(path.read_bytes())
         problem = schema_problem(written.get("schema", RECIPE_SCHEMA), RECIPE_SCHEMA)
         if problem is not None:
-            raise RecipeError(problem.what, where=str(path), do=problem.do or "see docs/recipes.md")
+            raise RecipeError(problem.what, where=str(path), do=problem.do or KEYS)
         if isinstance(table := written.get("quantize"), dict):
             written["quantize"] = with_implied(table)
         return msgspec.convert(written, Recipe, strict=True)
     except UnicodeDecodeError as error:
         raise RecipeError("is not UTF-8 text", where=str(path)) from error
     except UNDECODABLE as error:
-        raise RecipeError(said(error), where=str(path), do="see docs/recipes.md") from error
+        raise RecipeError(said(error), where=str(path), do=keys_like(said(error))) from error
+
+
+def keys_like(text: str) -> str:
+    """Return where keys are listed, behind those most like one that a decoder does not know."""
+    unknown = UNKNOWN.search(text)
+    if unknown is None:
+        return KEYS
+    tables = (Recipe, CalibrateOptions, QuantizeOptions, BuildOptions, ValidateOptions)
+    known = {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
+    return f"nearest: {nearest(unknown[1], sorted(known))}; {KEYS}"
 
 
 def encode_recipe(recipe: Recipe) -> str:

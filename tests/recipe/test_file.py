@@ -230,3 +230,12 @@ def test_run_without_images_refuses_instead_of_making_some_up(tmp_path: Path) ->
         "no calibration images",
     )
     assert not (tmp_path / "ws").exists()
+
+
+def test_a_misspelt_key_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL + "[calibrate]\nsamplez = 4\n")
+    with pytest.raises(RecipeError, match="unknown field `samplez`") as caught:
+        load_recipe(path)
+    assert "nearest: samples" in str(caught.value.do)
+    assert "arvg-trt recipes --keys" in str(caught.value.do)

@@ -20,7 +20,7 @@ from ...quantize.facts import SiteRow
 from ...runtime.spec import DECODER
 from ..intervals.bootstrap import more_to_decide
 from ..intervals.figure import COUNTED, WITHOUT_INTERVAL, Figure, plain
-from ..intervals.speeds import noun_of
+from ..intervals.speeds import SPEEDS, noun_of
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -167,6 +167,12 @@ def evaluate(
 
 def advice(failed: Iterable[GateResult], sites: Iterable[SiteRow]) -> str:
     """Return what to do about failed gates; of an image decoder's, which sites to raise first."""
+    failed = list(failed)
+    if any(gate.value is None and plain(metric_of(gate.expression)) in SPEEDS for gate in failed):
+        return (
+            "times are of an engine that runs here: build one for the CPU (`arvg-trt build`), and "
+            "validate with --rounds 1 or more"
+        )
     if not any(metric_of(gate.expression).startswith("decoder_psnr") for gate in failed):
         return "open the report, then change the recipe or the gate"
     noise = {

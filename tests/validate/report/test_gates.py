@@ -15,6 +15,7 @@ from arvg_trt.validate.metric_names import TITLES, metric_names, parse_gates_of
 from arvg_trt.validate.report.gates import (
     FigureAt,
     Gate,
+    advice,
     evaluate,
     metric_of,
     parse_gate,
@@ -219,3 +220,9 @@ def test_a_band_reads_back_from_its_text(
 def test_a_text_of_a_report_that_is_no_gate_is_its_own_metric() -> None:
     assert metric_of("psnr_drop<=0.3@95%") == metric_of("0<=psnr_drop<=1") == "psnr_drop"
     assert metric_of("no gate") == "no gate"
+
+
+def test_a_gate_on_a_time_without_an_engine_says_how_to_get_one() -> None:
+    found = evaluate(parse_gates(["speedup>=1", "kl<=1"], METRIC_NAMES), {"kl": 2.0})
+    assert "build one for the CPU" in advice(found[:1], ()) and "--rounds" in advice(found, ())
+    assert "build one" not in advice(found[1:], ())
