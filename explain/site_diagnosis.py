@@ -24,11 +24,7 @@ from ..recipe.commands import DiagnoseOptions
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..recipe.validate import ValidateOptions
 from ..runtime.folders import read_spec
-from ..runtime.spec import DECODER
-from ..samples.base import SampleSource
-from ..samples.encoded import EncodedImages
 from ..samples.files import Sample
-from ..samples.generated import GeneratedSamples
 from ..validate.diagnose.diagnosis import (
     QuantizedGraph,
     mean,
@@ -88,8 +84,7 @@ def diagnose_workspace(
     check_patterns("site", asked.sites, [site.name for site in planned])
     chosen = [s for s in planned if not asked.sites or matches(s, asked.sites)]
     with TemporaryDirectory() as scratch:
-        decodes = any(site.graph == DECODER for site in planned)
-        given, sample_names, origin = open_samples(workspace, options, decodes=decodes)
+        given, sample_names, origin = open_samples(workspace, options)
         samples = (
             given if isinstance(given, Path) else save_samples(given, Path(scratch) / "samples")
         )
@@ -162,13 +157,12 @@ def matches(site: Site, patterns: Sequence[str]) -> bool:
 
 
 def open_samples(
-    workspace: Workspace, options: ValidateOptions, *, decodes: bool = False
+    workspace: Workspace, options: ValidateOptions
 ) -> tuple[Iterator[Sample] | Path, Sequence[str], Literal["held-out", "calibration"]]:
     """Return held-out samples, or the folder of the calibration's, with the names of what they are.
 
-    A generator makes its own of a seed, and where it `decodes` what its image decoder is fed of
-    them too; a tokenizer or custom graphs without images or feeds have those that calibration has
-    saved.
+    A generator makes its own of a seed, with what its image decoder is fed of each; a tokenizer or
+    custom graphs without images or feeds have those that calibration has saved.
     """
     model = Exported.open(workspace)
     if model.kind != "generator" and options.images is None and options.feeds is None:
@@ -176,22 +170,10 @@ def open_samples(
         names = sorted(path.name for path in folder.iterdir())[: options.samples]
         return folder, names, CALIBRATION
     measurement = open_measurement(model, options, calibrated_classes(workspace))
-    source = measurement.sources[-1]
-    if decodes:
-        source = with_all_decoded(source)
-    samples = source.samples(lambda task, done, total: None)
+    samples = measurement.sources[-1].all_decoded().samples(lambda task, done, total: None)
     if model.kind != "generator":
         return islice(samples, options.samples), measurement.names[: options.samples], "held-out"
     return samples, measurement.names, "held-out"
-
-
-def with_all_decoded(source: SampleSource) -> SampleSource:
-    """Return samples with what the image decoder is fed of every image of a generator."""
-    if isinstance(source, GeneratedSamples):
-        return replace(source, decoded=tuple(range(source.first, source.first + source.count)))
-    if isinstance(source, EncodedImages):
-        return replace(source, decoded=tuple(source.part))
-    return source
 
 
 def opened_graphs(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AccuracyError, CalibrationError
-from .weight import PART
+from .parts import parts
 
 LEAST_SQUARES = 1e-30
 
@@ -45,9 +45,8 @@ def rounding_sqnr_db(signal: float, noise: float) -> float:
 def rounding_noise_db(exact: NDArray[np.floating], rounded: NDArray[np.floating]) -> float:
     """Return the SQNR in dB of `exact` after rounding, both of one shape."""
     signal = noise = 0.0
-    rows = max(1, PART * len(exact) // max(1, exact.size)) if exact.ndim else 1
-    for start in range(0, len(exact) if exact.ndim else 1, rows):
-        part = (slice(start, start + rows),) if exact.ndim else ()
+    exact, rounded = np.atleast_1d(exact), np.atleast_1d(rounded)
+    for part in parts(exact):
         wide = exact[part].astype(np.float64)
         error = rounded[part].astype(np.float64) - wide
         signal, noise = signal + float(np.sum(wide**2)), noise + float(np.sum(error**2))

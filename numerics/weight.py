@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import CalibrationError
 from .blockwise import quantize_blocks
+from .parts import parts
 from .scheme import WeightFormat
 from .weight_range import (
     NEARBY_BITS,
@@ -27,7 +28,6 @@ from .weight_range import (
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
 LARGEST_EXPONENT = 8  # exponent of the largest power of two in E4M3
-PART = 2**22  # weights that are rounded at once, in arrays of float64
 # With fewer bits a step is too large to be spent on preserving a sum.
 TAP_SUM_BITS = 4
 
@@ -127,20 +127,17 @@ def quantize_weight(
     top = row_tops(weight.reshape(groups, -1))
     if groups == 1:
         return quantize_part(weight, top, weight_format, importance, tap_sums=False)
-    step = max(1, PART * groups // weight.size)
-    parts = [
-        quantize_part(
-            weight[k : k + step], top[k : k + step], weight_format, importance, tap_sums=tap_sums
-        )
-        for k in range(0, groups, step)
+    made = [
+        quantize_part(weight[part], top[part], weight_format, importance, tap_sums=tap_sums)
+        for part in parts(weight)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    ratios = [part.ratio for part in parts if part.ratio is not None]
+    if len(made) == 1:
+        return made[0]
+    ratios = [each.ratio for each in made if each.ratio is not None]
     return QuantizedWeight(
         weight_format,
-        np.concatenate([part.q for part in parts]),
-        np.concatenate([part.scale for part in parts]),
+        np.concatenate([each.q for each in made]),
+        np.concatenate([each.scale for each in made]),
         np.concatenate(ratios) if ratios else None,
     )
 

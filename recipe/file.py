@@ -12,11 +12,8 @@ import msgspec
 from ..errors import RecipeError, nearest
 from ..workspace.files import UNDECODABLE, said
 from ..workspace.schemas import schema_problem
-from .build import BuildOptions
-from .calibrate import CalibrateOptions
-from .quantize import QuantizeOptions, with_implied
+from .quantize import with_implied
 from .recipe import Recipe
-from .validate import ValidateOptions
 
 RECIPE_SCHEMA = "arvg-trt/recipe/v1"
 PRESETS = Path(__file__).parent / "presets"
@@ -77,8 +74,9 @@ def keys_like(text: str) -> str:
     unknown = UNKNOWN.search(text)
     if unknown is None:
         return KEYS
-    tables = (Recipe, CalibrateOptions, QuantizeOptions, BuildOptions, ValidateOptions)
-    known = {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
+    from .reference import TABLES
+
+    known = {field.name for table in TABLES.values() for field in msgspec.structs.fields(table)}
     return f"nearest: {nearest(unknown[1], sorted(known))}; {KEYS}"
 
 

@@ -61,6 +61,10 @@ class SampleSource(Protocol):
         """Return the user's name of each sample, in their order; nothing where it is not known."""
         return ()
 
+    def all_decoded(self) -> SampleSource:
+        """Return the same with what an image decoder is fed of every image of a generator."""
+        return self
+
     @abstractmethod
     def samples(self, progress: Progress) -> Iterator[Sample]:
         """Yield the samples, each made when it is asked for; `progress` is told of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..runtime.images import shrunk_crop, to_model
 from ..runtime.labels import parse_labels
 from ..runtime.spec import GeneratorSpec
 from ..runtime.tokenizer import ImageTokenizer
-from .base import Progress
+from .base import Progress, SampleSource
 from .decoded import decoder_feeds, decoder_runs
 from .files import Sample
 from .forcing import forced_rows, teacher_forcing
@@ -61,6 +61,9 @@ class EncodedImages(ImageSamples):
         classes = image_labels(images, labels, spec.num_classes)
         require_size(images, spec.image_size)
         return cls(export, spec, images, tuple(classes), part, seed, threads, decoded)
+
+    def all_decoded(self) -> SampleSource:
+        return replace(self, decoded=tuple(self.part))
 
     def samples(self, progress: Progress) -> Iterator[Sample]:
         """Yield what `GeneratedSamples` does, of these images; there is no progress to tell."""

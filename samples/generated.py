@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +58,9 @@ class GeneratedSamples(SampleSource):
     @property
     def drawn(self) -> tuple[int, ...]:
         return self.labels if self.are_drawn else ()
+
+    def all_decoded(self) -> SampleSource:
+        return replace(self, decoded=tuple(range(self.first, self.first + self.count)))
 
     def samples(self, progress: Progress) -> Iterator[Sample]:
         """Yield rows of the teacher-forced graph, or the runs that a family keeps.

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from ...graph.builder import Inserter, constant
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
+from ...numerics.parts import parts
 from ...numerics.qparams import QParams, input_offset
 from ...numerics.scheme import ActivationFormat
-from ...numerics.weight import FP8, PART, QuantizedWeight
+from ...numerics.weight import FP8, QuantizedWeight
 from ..fold import folds_scale, folds_shift
 
 Floats = NDArray[np.float32]
@@ -67,11 +68,10 @@ def offset_output(
     weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
 ) -> NDArray[np.float64]:
     """Return what a weight [O, C, ...] makes of an input of `offset`, [O] in float64."""
-    step = max(1, PART * len(weight) // max(1, weight.size))
     found = []
-    for start in range(0, len(weight), step):
-        part = weight[start : start + step]
-        by_channel = part.reshape(*part.shape[:2], -1).sum(axis=2, dtype=np.float64)
+    for part in parts(weight):
+        rows = weight[part]
+        by_channel = rows.reshape(*rows.shape[:2], -1).sum(axis=2, dtype=np.float64)
         found.append((by_channel * offset.astype(np.float64)).sum(axis=1))
     return np.concatenate(found)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...calibrate.observers.smoothed import Scaling
 from ...calibrate.statistics import TensorStats
-from ...numerics.weight import PART
+from ...numerics.parts import parts
 from ..groups import InputGroup, Readers
 
 Array = NDArray[np.float64]
@@ -125,8 +125,7 @@ def predicted_error(
     error = float(step**2 / 12 * np.sum(scale**2 * readers.energy))
     signal = float(np.sum(stats.mean_square / scale**2))
     for peak, taps in zip(readers.peaks, readers.taps, strict=True):
-        rows = max(1, PART * len(peak) // max(1, peak.size))
-        tops = [(peak[k : k + rows] * scale).max(axis=1) for k in range(0, len(peak), rows)]
+        tops = [(peak[part] * scale).max(axis=1) for part in parts(peak)]
         steps = np.concatenate(tops) / (2 ** (bits[1] - 1) - 1)
         error += float(np.sum(steps**2)) / 12 * taps * signal
     return error

@@ -32,7 +32,7 @@ def test_a_large_weight_is_compared_in_parts(
     exact = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     rounded = np.rint(exact * 8) / 8
     whole = rounding_noise_db(exact, rounded)
-    monkeypatch.setattr("arvg_trt.numerics.noise.PART", 10)
+    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 10)
     assert rounding_noise_db(exact, rounded) == pytest.approx(whole, abs=1e-9)
 
 

@@ -92,7 +92,7 @@ def test_a_weight_in_parts_is_rounded_as_the_whole(
     # So few that a single row would be sampled by a stride, as a tensor with one scale is.
     monkeypatch.setattr("arvg_trt.numerics.weight_range.CHUNK", weight[0].size // 2)
     whole = quantize_weight(weight, weight_format, importance, tap_sums=True)
-    monkeypatch.setattr("arvg_trt.numerics.weight.PART", 2 * weight[0].size)
+    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 2 * weight[0].size)
     parts = quantize_weight(weight, weight_format, importance, tap_sums=True)
     np.testing.assert_array_equal(parts.q, whole.q)
     np.testing.assert_array_equal(parts.scale, whole.scale)

@@ -7,7 +7,7 @@ Rates are of the median round. A start is that of a fresh process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .figure import plain
 from .sampled import Sampled, median, percentile, ratio_of_medians
@@ -19,11 +19,29 @@ if TYPE_CHECKING:
 
 NOT_MEASURED = "it was not measured"
 MEGABYTE = 1_000_000  # bytes
-OF_PART: dict[str, Callable[[LatencyRow], Sampled]] = {
-    "speedup": lambda row: ratio_of_medians(row.fp32.samples_ms, row.engine.samples_ms),
-    "latency_ms": lambda row: median(row.engine.samples_ms, noun=NOUN),
-    "p90_ms": lambda row: percentile(row.engine.samples_ms, 90, noun=NOUN),
-    "p99_ms": lambda row: percentile(row.engine.samples_ms, 99, noun=NOUN),
+
+
+class Timed(NamedTuple):
+    """Say how a figure of timed rounds is read, as the report has it, and what its samples are."""
+
+    value: Callable[[LatencyRow], float]
+    sampled: Callable[[LatencyRow], Sampled]
+
+
+OF_PART = {
+    "speedup": Timed(
+        lambda row: row.speed.ratio,
+        lambda row: ratio_of_medians(row.fp32.samples_ms, row.engine.samples_ms),
+    ),
+    "latency_ms": Timed(
+        lambda row: row.engine.p50_ms, lambda row: median(row.engine.samples_ms, noun=NOUN)
+    ),
+    "p90_ms": Timed(
+        lambda row: row.engine.p90_ms, lambda row: percentile(row.engine.samples_ms, 90, noun=NOUN)
+    ),
+    "p99_ms": Timed(
+        lambda row: row.engine.p99_ms, lambda row: percentile(row.engine.samples_ms, 99, noun=NOUN)
+    ),
 }
 RATES = ("images_per_s", "samples_per_s", "tokens_per_s")
 OF_START: dict[str, Callable[[Starts], Sampled]] = {
@@ -51,7 +69,7 @@ def speed_sampled(report: Report, metric: str) -> Sampled | str:
     name, part = plain(metric), metric.rpartition(".")[0] or "total"
     if name in OF_PART:
         row = report.latency.get(part)  # type: ignore[call-overload]
-        return NOT_MEASURED if row is None else OF_PART[name](row)
+        return NOT_MEASURED if row is None else OF_PART[name].sampled(row)
     if name in RATES:
         return _rate(report, name)
     starts = report.starts.get(report.headline or "")
@@ -80,13 +98,7 @@ def speeds(report: Report) -> Mapping[str, float]:
     found: dict[str, float] = {}
     for part, row in report.latency.items():
         prefix = "" if part == "total" else f"{part}."
-        # As the report has them, to the last digit.
-        found |= {
-            f"{prefix}speedup": row.speed.ratio,
-            f"{prefix}latency_ms": row.engine.p50_ms,
-            f"{prefix}p90_ms": row.engine.p90_ms,
-            f"{prefix}p99_ms": row.engine.p99_ms,
-        }
+        found |= {f"{prefix}{name}": each.value(row) for name, each in OF_PART.items()}
     for name in (*RATES, *OF_START):
         sampled = speed_sampled(report, name)
         if isinstance(sampled, Sampled):

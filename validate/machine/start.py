@@ -37,8 +37,7 @@ KIB = 1024
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Say what is opened, how and where, and the side of the image that a tokenizer is given.
 
-    ``graphs`` of one's own run in turn, fed with the ``sample``, a file of arrays; without one they
-    are only opened.
+    ``graphs`` of one's own run in turn, fed with the ``sample``, a file of arrays.
     """
 
     folder: str
@@ -54,18 +53,21 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what one process took: milliseconds, and bytes at its peak.
 
-    ``first_ms`` is of the first image or sample behind opening, None of graphs without one.
-    ``memory_bytes`` is None where the system does not tell, ``device_bytes`` without a GPU.
+    ``first_ms`` is of the first image or sample behind opening. ``memory_bytes`` is None where the
+    system does not tell, ``device_bytes`` without a GPU.
     """
 
     load_ms: float
-    first_ms: float | None = None
+    first_ms: float
     memory_bytes: int | None = None
     device_bytes: int | None = None
 
 
 class Starts(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what some processes took one after the other: times of each, and the highest peaks."""
+    """Hold what some processes took one after the other: times of each, and the highest peaks.
+
+    Older reports have no ``first_ms`` of graphs of one's own, which were only opened.
+    """
 
     load_ms: tuple[float, ...]
     first_ms: tuple[float, ...] = ()
@@ -77,7 +79,7 @@ class Starts(msgspec.Struct, frozen=True, kw_only=True):
         """Return what some starts took together, one at least."""
         return cls(
             load_ms=tuple(start.load_ms for start in each),
-            first_ms=tuple(start.first_ms for start in each if start.first_ms is not None),
+            first_ms=tuple(start.first_ms for start in each),
             memory_bytes=_most(start.memory_bytes for start in each),
             device_bytes=_most(start.device_bytes for start in each),
         )
@@ -121,30 +123,26 @@ def measure_starts(
 def start(request: StartRequest) -> Start:
     """Open and use a folder in this process, which did nothing before."""
     index = gpu_of(request.device, this_device())
-    arrays = None if request.sample is None else load_sample(Path(request.sample))
+    arrays = {} if request.sample is None else load_sample(Path(request.sample))
     with ExitStack() as stack:
         gpu = None if index is None else stack.enter_context(PeakMemory(index))
         before = status_bytes("VmRSS")
         began = time.perf_counter()
         use = opened(request, arrays)
         loaded = time.perf_counter()
-        first: float | None = None
-        if use is not None:
-            use()
-            first = 1000 * (time.perf_counter() - loaded)
+        use()
+        used = time.perf_counter()
     peak = status_bytes("VmHWM")
     return Start(
         load_ms=1000 * (loaded - began),
-        first_ms=first,
+        first_ms=1000 * (used - loaded),
         memory_bytes=None if before is None or peak is None else max(0, peak - before),
         device_bytes=None if gpu is None else gpu.bytes,
     )
 
 
-def opened(
-    request: StartRequest, arrays: Mapping[str, Array] | None
-) -> Callable[[], object] | None:
-    """Open a folder, and return what uses it once; None where only opening can be measured."""
+def opened(request: StartRequest, arrays: Mapping[str, Array]) -> Callable[[], object]:
+    """Open a folder, and return what uses it once."""
     folder, threads, device = Path(request.folder), request.threads, request.device
     allowed = request.allow_fallback
     if request.kind == "generator":
@@ -162,9 +160,8 @@ def opened(
 
         return both
     placed = opener(folder, fast_session, device, allow_fallback=allowed)
-    graphs = request.graphs or [path.stem for path in sorted(folder.glob("*.onnx"))]
-    chain = GraphChain.open(folder, graphs, session=placed, threads=threads)
-    return None if arrays is None else lambda: chain.run(arrays)
+    chain = GraphChain.open(folder, request.graphs, session=placed, threads=threads)
+    return lambda: chain.run(arrays)
 
 
 def status_bytes(name: str) -> int | None:

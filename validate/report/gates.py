@@ -171,7 +171,7 @@ def advice(failed: Iterable[GateResult], sites: Iterable[SiteRow]) -> str:
     if any(gate.value is None and plain(metric_of(gate.expression)) in SPEEDS for gate in failed):
         return (
             "times are of an engine that runs here: build one for the CPU (`arvg-trt build`), and "
-            "validate with --rounds 1 or more"
+            "validate with --rounds 1 or more, without --skip-engine"
         )
     if not any(metric_of(gate.expression).startswith("decoder_psnr") for gate in failed):
         return "open the report, then change the recipe or the gate"

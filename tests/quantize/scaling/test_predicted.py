@@ -220,7 +220,7 @@ def test_predicted_error_of_a_large_weight_is_found_in_parts(
     rng = np.random.default_rng(0)
     seen, readers = observed(heavy_tailed(rng, 48, 100)), readers_of(rng.normal(0, 0.2, (64, 48)))
     whole = predicted_error(seen, readers, np.ones(48), (8, 8), centered=False)
-    monkeypatch.setattr("arvg_trt.quantize.scaling.predicted.PART", 5 * 48)
+    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 5 * 48)
     assert predicted_error(seen, readers, np.ones(48), (8, 8), centered=False) == whole
 
 

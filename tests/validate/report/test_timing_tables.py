@@ -79,8 +79,8 @@ def test_graphs_of_ones_own_start_to_a_sample(make_report: MakeReport) -> None:
 
 
 def test_nothing_that_was_not_measured_is_shown(make_report: MakeReport) -> None:
-    """Graphs that were only opened have no first image, and not every system tells memory."""
-    alone = Starts.of([Start(load_ms=5.0)])
+    """Older reports have no first sample, and not every system tells memory."""
+    alone = Starts(load_ms=(5.0,))
     report = msgspec.structs.replace(make_report().report, starts={"fp32": alone, "engine": alone})
     found = table(report, "Start")
     assert found is not None and [row[0] for row in found.rows] == ["Opening the graphs"]
@@ -92,7 +92,7 @@ def test_nothing_that_was_not_measured_is_shown(make_report: MakeReport) -> None
 
 def test_a_gpus_peak_and_clocks_are_shown_where_there_is_one(make_report: MakeReport) -> None:
     state = GpuState(memory_bytes=10, megahertz=1980.0, memory_megahertz=None, busy_percent=3.0)
-    own = Starts.of([Start(load_ms=5.0, device_bytes=3_000_000)])
+    own = Starts(load_ms=(5.0,), device_bytes=3_000_000)
     load = msgspec.structs.replace(QUIET, gpu_before=state, gpu_after=state)
     report = msgspec.structs.replace(make_report().report, starts={"engine": own}, machine=load)
     found, machine = table(report, "Start"), table(report, "The machine meanwhile")
