@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import pytest
 import torch
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from .export.checkpoint.hub import empty_cache, hub, no_hub, served
 from .families.generators import generator, generators, tiny_rar_graphs, tiny_var
@@ -30,7 +28,6 @@ from .graph.builders import conv_case, integer_case
 from .one_process import one_process
 from .pipeline.fixtures import exported, finished, mini_of, quantized_mar, quantized_of, workspace
 from .validate.diagnose.network import copied, diagnosed_network
-from .worker import keep
 
 __all__ = [
     "conv_case",
@@ -66,25 +63,6 @@ __all__ = [
     "tiny_var",
     "workspace",
 ]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_table_of_operators() -> Iterator[None]:
-    """Have torch's exporter make its table of operators once, not for every graph in 1.1 s.
-
-    Processes that tests start make their own.
-    """
-    make = ONNXRegistry.from_torchlib
-
-    @cache
-    def made(**opset: int) -> ONNXRegistry:
-        table = make(**opset)
-        keep()
-        return table
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(made))
-        yield
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from torch.export import Dim
 from ...export.passes.naming import InsertSizeCheckPass, NameNodesPass, SignPass
 from ...export.passes.norms import SplitLongNormsPass, marked
 from ...export.sites import find_sites
-from ...export.tracing import OPSET, quiet_exporter
+from ...export.tracing import OPSET, exporter
 from ...graph.passes import Sequential
 from ...graph.sites import Site
 from ...workspace.facts import TokenizerFacts
@@ -117,7 +117,7 @@ def trace(
     output_names: list[str],
 ) -> ir.Model:
     """Export a module to ONNX at opset 21; 23 would make Attention, which engines refuse."""
-    with quiet_exporter():
+    with exporter():
         program = torch.onnx.export(
             module.eval(),
             (example,),

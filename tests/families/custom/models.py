@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
-from arvg_trt.export.tracing import quiet_exporter
+from arvg_trt.export.tracing import exporter
 from arvg_trt.export.weight_file import WeightFile
 from arvg_trt.families.custom.canonical import read_custom_graph
 from arvg_trt.families.custom.parity import HALF_TOLERANCE, check_custom_graph
@@ -124,7 +124,7 @@ def export(
     names: tuple[str, str],
     opset: int = 21,
 ) -> Path:
-    with quiet_exporter():
+    with exporter():
         program = torch.onnx.export(
             module,
             (example,),
