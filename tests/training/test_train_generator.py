@@ -77,6 +77,26 @@ def test_a_prediction_sees_earlier_tokens_of_its_order_and_where_it_is(rar: RarT
     assert not torch.equal(before[:, 3], elsewhere[:, 3])
 
 
+def test_only_rows_that_nothing_reads_are_cleared() -> None:
+    torch.manual_seed(0)
+    model = RarTransformer(RarConfig(2, 32, 2, length=9, num_classes=10, vocab_size=32))
+    initialize_rar(model)
+    part = batch(0.0)
+    orders = random_orders(200, 9, 0.0, torch.Generator().manual_seed(2))
+    for parameter in model.parameters():
+        parameter.data += 0.1  # gates are shut at first: nothing would reach the tables
+    rar_logits(model, part.tokens, part.labels, orders).square().sum().backward()
+    cleared = RarTransformer(model.config)
+    initialize_rar(cleared)
+    tables = ("pos_embed", "target_aware_pos_embed", "timesteps_embeddings")
+    for name in tables:
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        reached = gradient[0].any(dim=1)
+        is_zero = ~cleared.get_parameter(name)[0].any(dim=1)
+        assert is_zero.sum() >= 99 and not (reached & is_zero).any()
+
+
 def test_a_par_predicts_each_token_in_its_order_of_generation() -> None:
     """A head that knows the right answer by its place alone has no loss."""
     model = ParTransformer(ParConfig(1, 16, 2, length=16, num_classes=2, vocab_size=16))
