@@ -182,7 +182,7 @@ def test_a_tokenizer_has_the_figures_of_its_report(finished: Finished, tmp_path:
     picture = np.asarray(Image.open(next(finished.validation.iterdir())).convert("RGB"))
     image = to_model(center_crop(picture, 64))
     folders = finished.workspace / "export", finished.workspace / "quantize" / "int8"
-    wanted = measure_sites(*folders, [image], lambda done, count: None)
+    wanted = measure_sites(*folders, [image], lambda done, count: None).decibels()
     own = {site["name"]: site["accumulated_db"] for site in found["sites"]}
     assert len(sites.sites) > len(own) > 10
     for name, value in wanted.items():

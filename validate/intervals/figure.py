@@ -17,7 +17,6 @@ WITHOUT_INTERVAL: dict[str, str] = {
     **dict.fromkeys(_WORST, _EXTREME),
     "output_max_error": _EXTREME,
     **dict.fromkeys(("codebook_use", "codebook_perplexity"), "more samples use more entries"),
-    "site_sqnr_db": "it is of the worst site, over few samples",
     "memory_mb": "it is the highest of a few starts",
     **dict.fromkeys(("frechet_latent", "frechet_features", "rfid", "rfid_rise"), _REPEATED),
 }

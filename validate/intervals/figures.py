@@ -6,7 +6,7 @@ that has no row has no interval, and says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..measure.tokenizer_accuracy import CandidateAccuracy
 from ..metrics.logits import LogitsAccuracy
 from ..metrics.outputs import OutputAccuracy
 from ..metrics.summary import Summary
+from ..metrics.sums import Sums
 from ..quality.reconstruction import PAIR_NAMES, PerImage
 from .figure import WITHOUT_INTERVAL, plain
 from .sampled import (
@@ -129,11 +130,21 @@ def worst_output(
     most: float,
 ) -> Sampled | str:
     """Return the least figure of all outputs that have these columns."""
-    able = [row for row in rows if set(names) <= set(row.sums)]
+    return worst_of([row.sums for row in rows], names, figure, most)
+
+
+def worst_of(
+    rows: Iterable[Sums],
+    names: tuple[str, ...],
+    figure: Callable[[Floats], Floats],
+    most: float = np.inf,
+) -> Sampled | str:
+    """Return the least figure of all that have the columns it is made of."""
+    able = [row for row in rows if set(names) <= set(row)]
     if not able:
         return NOT_KEPT
     width = len(names)
-    columns = np.array([row.sums[name] for row in able for name in names], np.float64)
+    columns = np.array([row[name] for row in able for name in names], np.float64)
 
     def worst(columns: Floats) -> Floats:
         parts = (columns[at : at + width] for at in range(0, len(columns), width))
@@ -143,6 +154,14 @@ def worst_output(
     return Sampled(columns, worst, most=most)
 
 
+def worst_site(report: Report) -> Sampled | str:
+    """Return the SQNR of the worst site, which the Q/DQ graphs alone have."""
+    found = [made.worst_sites for made in report.generation.values()]
+    found += [made.worst_sites for made in report.accuracy.values()]
+    rows = [sums for sites in found for sums in sites.values()]
+    return worst_of(rows, ("signal", "noise"), decibels_of)
+
+
 def sampled(report: Report, metric: str) -> Sampled | str:
     """Return what a metric's samples are, by the name that gates read; else why it has none."""
     name = plain(metric)
@@ -150,6 +169,8 @@ def sampled(report: Report, metric: str) -> Sampled | str:
         return WITHOUT_INTERVAL[name]
     if name in TIMED:
         return speed_sampled(report, metric)
+    if name == "site_sqnr_db":
+        return worst_site(report)
     candidate = metric.rpartition(".")[0] or report.headline
     try:
         return _of_candidate(report, str(candidate), name)

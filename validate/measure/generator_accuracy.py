@@ -73,12 +73,14 @@ class GeneratorAccuracy(msgspec.Struct, frozen=True, kw_only=True):
 
     ``outputs`` are those of graphs without logits, fed what FP32's were fed along its trajectory.
     ``sites`` has, in graph order, the SQNR in dB of each linear's output with all sites before it
-    quantized, and with scales that are folded into it undone; None for no error.
+    quantized, and with scales that are folded into it undone; None for no error. ``worst_sites``
+    has, of the worst of them, ``signal`` and ``noise`` by sample.
     """
 
     logits: LogitsAccuracy | None = None
     outputs: tuple[OutputAccuracy, ...] = ()
     sites: dict[str, float | None] = {}
+    worst_sites: dict[str, dict[str, tuple[float, ...]]] = {}
     pictures: GeneratedImageAccuracy | None = None
 
 

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import AccuracyError
-from ...numerics.noise import SignalAndNoise
-from ..metrics.image import none_if_infinite
 from ..metrics.logits import LogitsAccumulator
 from ..metrics.outputs import Arrays, OutputAccumulator, require_like
+from ..metrics.sites import SiteAccumulator
 from .generator_accuracy import GeneratorAccuracy
 
 LOGITS = "logits"
@@ -80,7 +79,7 @@ class _Accumulator:
     def __init__(self) -> None:
         self.logits: LogitsAccumulator | None = None
         self.outputs: dict[str, OutputAccumulator] = {}
-        self.sites: dict[str, SignalAndNoise] = {}
+        self.sites = SiteAccumulator()
 
     def add(
         self, run: TeacherForcedRun, graph: ComparedGraph, name: str, wanted: Arrays, actual: Arrays
@@ -98,13 +97,14 @@ class _Accumulator:
         for site, tensor in graph.sites.items() if name in graph.restore else ():
             restore = graph.restore[name].get(site)
             value = restore(actual[tensor]) if restore else actual[tensor]
-            self.sites.setdefault(site, SignalAndNoise()).add(wanted[tensor], value)
+            self.sites.add(site, run.name, wanted[tensor], value)
 
     def result(self) -> GeneratorAccuracy:
         return GeneratorAccuracy(
             logits=self.logits.result() if self.logits else None,
             outputs=tuple(accumulator.result(name) for name, accumulator in self.outputs.items()),
-            sites={n: none_if_infinite(e.decibels()) for n, e in self.sites.items()},
+            sites=self.sites.decibels(),
+            worst_sites=self.sites.worst(),
         )
 
 

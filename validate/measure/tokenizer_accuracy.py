@@ -62,6 +62,7 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     fed the FP32 tokens against the FP32 decoder, before clamping; None stands for infinity.
     ``sites`` has, in graph order, the SQNR in dB of each convolution's output with all sites before
     it in its graph quantized (None for no error); it is empty for all but the Q/DQ graphs.
+    ``worst_sites`` has, of the worst of them, ``signal`` and ``noise`` by image.
     ``sums`` has, by image, what it adds to the figures over all: ``equal`` of its ``tokens``, and
     the energies of both signals and errors; a report of version 1 has none.
     """
@@ -80,6 +81,7 @@ class CandidateAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     codebook_use: float | None
     codebook_use_reference: float | None
     sites: dict[str, float | None] = {}
+    worst_sites: dict[str, dict[str, tuple[float, ...]]] = {}
     sums: dict[str, tuple[float, ...]] = {}
     quality: ReconstructionQuality = ReconstructionQuality()
 

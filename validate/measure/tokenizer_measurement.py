@@ -92,7 +92,9 @@ class TokenizerMeasurement:
             sites = measure_sites(
                 export, folders[QDQ], chosen, partial(progress, "comparing sites")
             )
-            accuracy[QDQ] = msgspec.structs.replace(accuracy[QDQ], sites=sites)
+            accuracy[QDQ] = msgspec.structs.replace(
+                accuracy[QDQ], sites=sites.decibels(), worst_sites=sites.worst()
+            )
         latency: dict[Part, LatencyRow] = {}
         machine: MachineLoad | None = None
         if ENGINE in codecs and self.options.rounds:

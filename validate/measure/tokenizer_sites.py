@@ -17,13 +17,12 @@ from ...calibrate.observers.reduce import values_by_name
 from ...graph.builder import add_node
 from ...graph.io import graph_bytes, load_graph
 from ...graph.sites import Site, load_sites
-from ...numerics.noise import SignalAndNoise
 from ...numerics.scheme import Plan
 from ...runtime.sessions.open import open_session, reference_session
 from ...runtime.sessions.session import Array, DeviceValue, OpenSession, Session, SessionObserver
 from ...runtime.tokenizer import ImageTokenizer, Latent, Tokens
 from ...workspace.files import decode_json
-from ..metrics.image import none_if_infinite
+from ..metrics.sites import SiteAccumulator
 from .site_outputs import compared_sites, open_with_outputs, site_outputs, undo_folds
 
 MOST_BYTES = 512 * 2**20  # of the outputs that one graph returns at once
@@ -61,8 +60,8 @@ def measure_sites(
     quantized: Path,
     images: Sequence[NDArray[np.float32]],
     progress: Callable[[int, int], None],
-) -> dict[str, float | None]:
-    """Return the SQNR in dB of each convolution's output, in graph order; None for no error.
+) -> SiteAccumulator:
+    """Return how far the output of each convolution is from FP32's, in graph order.
 
     `images` are float32 [1, 3, H, W] in [-1, 1], of one size. `progress` is called with the number
     of graphs done and of all.
@@ -74,34 +73,37 @@ def measure_sites(
         fed.append((image, latent if tokens is None else tokens))
     plan = decode_json(quantized / "plan.json", Plan, do="run `arvg-trt quantize` again")
     site_map = load_sites(export)
-    found: dict[str, float | None] = {}
+    found = SiteAccumulator()
     for done, graph in enumerate(RUNS, start=1):
         # Behind a linear's product follow its factor and offset, which a convolution's node holds.
         convolutions = [s for s in site_map.of_graph(graph) if s.op == "Conv"]
         sites = compared_sites(convolutions, plan)
         if sites:
-            found |= _measure_graph(export, quantized, graph, sites, fed)
+            _measure_graph(export, quantized, graph, sites, fed, found)
         progress(done, len(RUNS))
     return found
 
 
 def _measure_graph(
-    export: Path, quantized: Path, graph: str, sites: Sequence[Site], fed: Sequence[Fed]
-) -> dict[str, float | None]:
+    export: Path,
+    quantized: Path,
+    graph: str,
+    sites: Sequence[Site],
+    fed: Sequence[Fed],
+    found: SiteAccumulator,
+) -> None:
     outputs = site_outputs(sites, ())
     restore = undo_folds(quantized / f"{graph}.onnx", sites)
     tensors = list(dict.fromkeys(outputs.values()))
-    sums = {name: SignalAndNoise() for name in outputs}
     for part in parts(tensors, output_bytes(export, graph, tensors, fed[0]), MOST_BYTES):
         fp32, own = (_Graph.with_outputs(folder, graph, part) for folder in (export, quantized))
-        for one in fed:
+        for number, one in enumerate(fed):
             wanted, actual = fp32.run(one), own.run(one)
             for site, tensor in outputs.items():
                 if tensor in part:
                     undo = restore.get(site)
                     value = undo(actual[tensor]) if undo else actual[tensor]
-                    sums[site].add(wanted[tensor], value)
-    return {name: none_if_infinite(total.decibels()) for name, total in sums.items()}
+                    found.add(site, str(number), wanted[tensor], value)
 
 
 @dataclass(frozen=True, slots=True)

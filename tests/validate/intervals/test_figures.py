@@ -15,6 +15,7 @@ from arvg_trt.validate.intervals.speeds import SPEEDS
 from arvg_trt.validate.measure.generator_accuracy import GENERATION_NAMES, GeneratorAccuracy
 from arvg_trt.validate.metrics.logits import LogitsAccumulator
 from arvg_trt.validate.metrics.outputs import OutputAccumulator
+from arvg_trt.validate.metrics.sites import KEPT, SiteAccumulator
 from arvg_trt.validate.quality.reconstruction import PAIR_NAMES
 from arvg_trt.validate.report.schema import METRIC_NAMES, Report, metrics
 from arvg_trt.validate.report.spread import figure, figures
@@ -66,10 +67,55 @@ def test_figures_of_logits_and_outputs_are_made_of_their_samples(make_report: Ma
     assert found is not None and found.n == 5 and found.method == "exact"
 
 
+def with_sites(report: Report, count: int) -> Report:
+    """The Q/DQ graphs with sites of 40, 39, ... dB, of `count` images each, one without error."""
+    rng, sites = np.random.default_rng(1), SiteAccumulator()
+    for k in range(count):
+        fp32 = rng.normal(0, 1 + 0.1 * k, (1, 50))
+        for n in range(12):
+            noise = rng.normal(0, 10 ** (-(40 - n) / 20), fp32.shape)
+            sites.add(f"site {n}", f"image {k}", fp32, fp32 + noise)
+        sites.add("exact", f"image {k}", fp32, fp32)
+    qdq = msgspec.structs.replace(
+        report.accuracy["qdq"], sites=sites.decibels(), worst_sites=sites.worst()
+    )
+    return msgspec.structs.replace(report, accuracy={**report.accuracy, "qdq": qdq})
+
+
+@pytest.mark.parametrize(("count", "method"), [(4, "t"), (12, "bca")])
+def test_the_worst_site_has_an_interval_of_its_samples(
+    make_report: MakeReport, count: int, method: str
+) -> None:
+    report = with_sites(make_report().report, count)
+    assert len(report.accuracy["qdq"].worst_sites) == KEPT
+    found = sampled(report, "site_sqnr_db")
+    assert isinstance(found, Sampled)
+    made = float(found.statistic(found.counted))
+    assert made == pytest.approx(metrics(report)["site_sqnr_db"], rel=1e-9)
+    got = figure(report, "site_sqnr_db")
+    assert got is not None and (got.n, got.method) == (count, method)
+    assert got.low is not None and got.high is not None and got.low <= made <= got.high
+    assert got.high - got.low < 6 and got.low > 20  # 29 dB, of 50 values an image
+
+
+def test_the_worst_site_of_an_older_report_has_no_interval(make_report: MakeReport) -> None:
+    report = with_sites(make_report().report, 4)
+    qdq = msgspec.structs.replace(report.accuracy["qdq"], worst_sites={})
+    old = msgspec.structs.replace(report, accuracy={**report.accuracy, "qdq": qdq})
+    found = figure(old, "site_sqnr_db")
+    assert found is not None and (found.low, found.why, found.n) == (None, NOT_KEPT, 0)
+
+
 def test_every_metric_has_samples_or_a_reason() -> None:
     """A metric that is added without either says so in the report; this lists them all."""
     known = {*TOKENIZER, *LOGITS, *PICTURES, *WITHOUT_INTERVAL, *COUNTED, *SPEEDS}
-    known |= {"output_sqnr_db", "output_cosine", "output_equal", "condition_sqnr_db"}
+    known |= {
+        "site_sqnr_db",
+        "output_sqnr_db",
+        "output_cosine",
+        "output_equal",
+        "condition_sqnr_db",
+    }
     assert {plain(name) for name in METRIC_NAMES} <= known | {"noise_sqnr_db"}
     assert set(SAME_SEED) <= {*GENERATION_NAMES}
 

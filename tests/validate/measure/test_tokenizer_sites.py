@@ -34,7 +34,7 @@ def images() -> list[Image]:
 
 def measured(workspace: Path) -> dict[str, float | None]:
     folders = workspace / "export", workspace / "quantize" / "int8"
-    return measure_sites(*folders, images(), lambda done, count: None)
+    return measure_sites(*folders, images(), lambda done, count: None).decibels()
 
 
 @pytest.fixture(scope="module")
