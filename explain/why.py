@@ -70,25 +70,26 @@ def why_stage(
         raise WorkspaceError(
             "is no workspace", where=str(root), do="name the folder that stages write to"
         )
-    with Workspace(root) as workspace:
-        file = root / RECIPE_FILE
-        given = recipe_name or (str(file) if file.is_file() else None)
-        recipe = None if given is None else load_recipe(given)
-        called = name or (recipe.name if recipe else "int8")
-        # Formats belong to a name: what another quantization was asked for says nothing of it.
-        if recipe is not None and name not in (None, recipe.name):
-            recipe = given = None
-        try:
-            prepared = prepare(workspace, stage, recipe) if recipe else []
-        except ArvgError as error:  # an earlier stage is not there, or was changed
-            note = f"compared without its recipe: {error}"
-            return [
-                loose(workspace, folder, stage, note) for folder in folders(root, stage, called)
-            ]
-        if prepared:
-            return [compared(each, given) for each in prepared]
-        note = "options were not compared: give --recipe"
-        return [loose(workspace, folder, stage, note) for folder in folders(root, stage, called)]
+    workspace = Workspace(root)
+    workspace.check_version()
+    file = root / RECIPE_FILE
+    given = recipe_name or (str(file) if file.is_file() else None)
+    recipe = None if given is None else load_recipe(given)
+    called = name or (recipe.name if recipe else "int8")
+    # Formats belong to a name: what another quantization was asked for says nothing of it.
+    if recipe is not None and name not in (None, recipe.name):
+        recipe = given = None
+    try:
+        prepared = prepare(workspace, stage, recipe) if recipe else []
+    except ArvgError as error:  # an earlier stage is not there, or was changed
+        note = f"compared without its recipe: {error}"
+        return [
+            loose(workspace, folder, stage, note) for folder in folders(root, stage, called)
+        ]
+    if prepared:
+        return [compared(each, given) for each in prepared]
+    note = "options were not compared: give --recipe"
+    return [loose(workspace, folder, stage, note) for folder in folders(root, stage, called)]
 
 
 def prepare(workspace: Workspace, stage: StageName, recipe: Recipe) -> list[PreparedStage]:

@@ -17,9 +17,11 @@ from PIL import Image
 
 from arvg_trt.cli import cli
 from arvg_trt.commands.support.options import Bytes
+from arvg_trt.errors import WorkspaceError
 from arvg_trt.families.variants import all_variants
 from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.workspace.files import own_folder, user_cache
 from arvg_trt.workspace.stage import tool_version
 
 from ..command_line import (
@@ -490,3 +492,38 @@ def test_bytes_are_read_with_their_suffix(text: str, size: int) -> None:
 def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="no number of bytes"):
         Bytes().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ARVG_TRT_CACHE", "file", "file: is not a folder (set ARVG_TRT_CACHE"),
+        ("ARVG_TRT_CACHE", "file/cache", "file: is not a folder (set ARVG_TRT_CACHE"),
+        ("HOME", "file/me", "file: is not a folder (set ARVG_TRT_CACHE"),
+        ("HOME", "nowhere", "nowhere: is a link to gone, where nothing is (set ARVG_TRT_CACHE"),
+    ],
+)
+def test_a_cache_that_cannot_be_says_what_to_set(
+    variable: str, value: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("gone")
+    for name in ("ARVG_TRT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / value))
+    for options in ((), ("--clear",)):
+        assert_refused(arvg("cache", *options), 9, words)
+    checks = json.loads(arvg("doctor", "--json").out)["checks"]
+    (row,) = (check for check in checks if check["what"] == "cache")
+    assert row["state"] == "problem" and words in row["detail"]
+    with pytest.raises(WorkspaceError, match="set ARVG_TRT_CACHE"):
+        own_folder(user_cache() / "bundles")
+
+
+def test_a_bundle_that_is_not_there_says_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (("verify", "b.tar"), ("unpack", "b.tar", "-o", "new")):
+        named = "b.tar: no such file (name a file that `arvg-trt bundle` wrote)"
+        assert_refused(arvg(*words), 9, named)
