@@ -278,9 +278,49 @@ def test_encode_and_decode_print_one_object(finished: Finished, tmp_path: Path) 
     assert json.loads(outcome.out) == said
     outcome = arvg("decode", graphs, tokens, "-o", tmp_path / "out", "--json")
     assert json.loads(outcome.out) == {
-        "written": [str(tmp_path / "out" / "0.png")],
+        "written": [str(tmp_path / "out" / "astronaut.png")],
         "chosen": None,
     }
+
+
+def test_decode_keeps_names_and_replaces_nothing_unasked(
+    finished: Finished, odd_image: Path, tmp_path: Path
+) -> None:
+    graphs, tokens = finished.workspace / "export", tmp_path / "t.npz"
+    names = ("photo.jpg", "PHOTO.png", "a.b.jpg")
+    for name in names:
+        Image.open(odd_image).save(tmp_path / name)
+    arvg("encode", graphs, *(tmp_path / name for name in names), "-o", tokens)
+    out = tmp_path / "out"
+    decoded = arvg("decode", graphs, tokens, "-o", out)
+    written = ["photo.png", "PHOTO_1.png", "a.b.png"]  # on some disks the second is the first
+    assert decoded.out.splitlines() == [str(out / name) for name in written]
+
+    (out / "photo.png").unlink()
+    (out / "PHOTO_1.png").write_text("mine")
+    again = ("decode", graphs, tokens, "-o", out)
+    assert_refused(arvg(*again), 9, "PHOTO_1.png: is there already", "-o", "--force")
+    assert (out / "PHOTO_1.png").read_text() == "mine" and not (out / "photo.png").exists()
+    assert arvg(*again, "--force").code == 0
+    assert Image.open(out / "PHOTO_1.png").size == (53, 37)
+
+
+@pytest.mark.parametrize("name", ["../up.jpg", "/etc/x.jpg", ".hidden", "con.png", "a\x1bb.png", ""])
+def test_names_that_lead_elsewhere_are_numbers(
+    name: str, finished: Finished, odd_image: Path, tmp_path: Path
+) -> None:
+    graphs, tokens, out = finished.workspace / "export", tmp_path / "t.npz", tmp_path / "out"
+    arvg("encode", graphs, odd_image, "-o", tokens)
+    with np.load(tokens) as file:
+        arrays = dict(file)
+    for key in ({"name_0": np.frombuffer(name.encode(), np.uint8)}, {"name_0": np.zeros((2, 2))}):
+        np.savez(tokens, **(arrays | key))
+        decoded = arvg("decode", graphs, tokens, "-o", out, "--force")
+        assert decoded.out.splitlines() == [str(out / "0.png")], decoded
+    del arrays["name_0"]  # as files before it have it
+    np.savez(tokens, **arrays)
+    assert arvg("decode", graphs, tokens, "-o", tmp_path / "old").code == 0
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["0.png"]
 
 
 def test_tokenizer_is_opened_by_a_text_too(finished: Finished) -> None:
@@ -356,13 +396,13 @@ def test_odd_image_comes_back_in_its_size(
     encoded = arvg("encode", graphs, odd_image, odd_image, "-o", tokens)
     assert (encoded.code, encoded.out) == (0, f"{tokens}\n")
     decoded = arvg("decode", graphs, tokens, "-o", pictures)
-    assert decoded.out.splitlines() == [str(pictures / "0.png"), str(pictures / "1.png")]
+    assert decoded.out.splitlines() == [str(pictures / "odd.png"), str(pictures / "odd_1.png")]
 
     with np.load(tokens) as file:
         assert file["tokens_0"].shape == (1, 5, 7)
         assert file["tokens_0"].dtype == np.int32
         np.testing.assert_array_equal(file["tokens_0"], file["tokens_1"])
-    original, found = (np.asarray(Image.open(p)) for p in (odd_image, pictures / "0.png"))
+    original, found = (np.asarray(Image.open(p)) for p in (odd_image, pictures / "odd.png"))
     assert found.shape == original.shape == (37, 53, 3)
     np.testing.assert_array_equal(found, ImageTokenizer.open(graphs).round_trip(original))
     # The tokenizer is lossy; a shifted or flipped picture would be much further away.
