@@ -82,7 +82,7 @@ def write_arrays(path: Path, arrays: dict[str, Array]) -> None:
 def decode_pictures(
     tokenizer: ImageTokenizer, tokens: Path, folder: Path, *, replace: bool = False
 ) -> list[Path]:
-    """Write a PNG for each image of a .npz of `encode`, in the size that it had; return their paths.
+    """Write a PNG for each image of a .npz of `encode`, in the size that it had; return the paths.
 
     A picture has the name of the image that was encoded; where that is not known, its number.
 

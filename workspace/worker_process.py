@@ -101,9 +101,7 @@ def watched(
     """Run a command to its end; return its exit code, and what it printed on stderr."""
     poll = None if progress is None else POLL_SECONDS
     told = b""
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, errors="replace"
-    ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
         try:
             while True:
                 try:

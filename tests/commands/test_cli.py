@@ -305,7 +305,9 @@ def test_decode_keeps_names_and_replaces_nothing_unasked(
     assert Image.open(out / "PHOTO_1.png").size == (53, 37)
 
 
-@pytest.mark.parametrize("name", ["../up.jpg", "/etc/x.jpg", ".hidden", "con.png", "a\x1bb.png", ""])
+@pytest.mark.parametrize(
+    "name", ["../up.jpg", "/etc/x.jpg", ".hidden", "con.png", "a\x1bb.png", ""]
+)
 def test_names_that_lead_elsewhere_are_numbers(
     name: str, finished: Finished, odd_image: Path, tmp_path: Path
 ) -> None:
@@ -567,3 +569,49 @@ def test_a_bundle_that_is_not_there_says_what_to_name(
     for words in (("verify", "b.tar"), ("unpack", "b.tar", "-o", "new")):
         named = "b.tar: no such file (name a file that `arvg-trt bundle` wrote)"
         assert_refused(arvg(*words), 9, named)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("recommend", "ws"), "Missing option '--gate'. What it has to reach"),
+        (("recommend", "ws"), "For example: arvg-trt recommend "),
+        (("analyze",), "For example: arvg-trt analyze model.onnx --target rtx4090"),
+        (("decode", "ws", "t.npz"), "A folder. For example: arvg-trt decode "),
+    ],
+)
+def test_what_is_missing_is_said_with_an_example(words: tuple[str, ...], said: str) -> None:
+    outcome = arvg(*words)
+    assert outcome.code == 2 and said in " ".join(outcome.err.split()), outcome
+
+
+def test_what_to_name_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    Path("folder").mkdir()
+    assert_refused(arvg("inspect", "gone"), 9, "no such file or folder (name a workspace")
+    assert_refused(arvg("inspect", "file"), 9, "nothing that arvg-trt writes (name a workspace")
+    outcome = arvg("analyze", "folder")
+    assert outcome.code == 4 and "folder: refused: is a folder: name the ONNX" in outcome.out
+    assert_refused(arvg("targets", "nope"), 6, "unknown target (nearest", "all: arvg-trt targets")
+    assert "A16: inputs in high precision" in arvg("recipes").out
+
+
+def test_diagnose_says_how_to_go_on(finished: Finished, workspace: Path) -> None:
+    options = ("--images", finished.validation, "--size", 64, "--samples", 2, "--sites", 2)
+    outcome = arvg("diagnose", workspace, *options)
+    assert outcome.code == 0, outcome
+    folder = workspace / "diagnose" / "int8"
+    assert outcome.out.splitlines()[-2] == str(folder)
+    assert outcome.out.splitlines()[-1] == (
+        f"with these sites raised: arvg-trt quantize {workspace} --name raised --plan "
+        f"{folder / 'plan.json'}"
+    )
+
+
+def test_why_says_which_recipes_and_names_there_are(workspace: Path) -> None:
+    outcome = arvg("why", "quantize", workspace, "--recipe", "var-w8a8")
+    assert_refused(outcome, 3, "var-w8a8: is for var models, and ", f"holds {MODEL}", "cosmos")
+    outcome = arvg("why", "quantize", workspace, "--name", "absent")
+    assert outcome.code == 0 and "no quantization absent is here; --name takes" in outcome.out
+    assert outcome.out.rstrip().endswith("int8")

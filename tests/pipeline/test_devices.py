@@ -44,7 +44,9 @@ def test_cpu_and_auto_write_the_same_tokens_and_images(
     found = []
     for device in ("cpu", "auto"):
         assert arvg(*commands["encode"], "--device", device).code == 0
-        assert arvg(*commands["decode"], "--device", device, "--allow-fallback", "--force").code == 0
+        assert (
+            arvg(*commands["decode"], "--device", device, "--allow-fallback", "--force").code == 0
+        )
         found.append([(tmp_path / name).read_bytes() for name in ("tokens.npz", "out/0.png")])
     assert found[0] == found[1]
 

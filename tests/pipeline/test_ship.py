@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -151,7 +152,9 @@ def test_verify_says_what_opens_here_and_by_whom_it_is_signed(shipped: Shipped) 
     assert f"signed by {shipped.public}" in outcome.out
     assert "cpu: CPU, opens here" in outcome.out
     assert "rtx-sm86-sm120: exact engine, does not open here: " in outcome.out
-    kit = f"kit: a device with an NVIDIA GPU .* by `arvg-trt build --from {shipped.file}`; not here: "
+    kit = (
+        f"kit: a device with an NVIDIA GPU .* by `arvg-trt build --from {shipped.file}`; not here: "
+    )
     assert re.search(f"^{kit}no NVIDIA driver", outcome.out, re.MULTILINE)
     found = json.loads(arvg("verify", shipped.file, "--json").out)
     assert found["chosen"] == "cpu"
