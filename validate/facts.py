@@ -23,8 +23,8 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     opinions: str = ""
 
 
-# What stands in front of a figure, and behind it. Tokens of a generator, which alone has `top1`, are
-# those of images that both sides made of the same seeds: they inform, and judge nothing.
+# What stands in front of a figure, and behind it. Tokens of a generator, which alone has `top1`,
+# are of images that both sides made of the same seeds: they inform, and judge nothing.
 _FIGURES = (
     ("psnr_drop", "PSNR drop ", ""),
     ("output_sqnr_db", "SQNR ", ""),

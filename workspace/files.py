@@ -214,7 +214,7 @@ def recover_folder(final: Path) -> None:
 
 
 def folder_problem(path: Path) -> tuple[str, Path] | None:
-    """Return why no folder can be at `path`, and which part of it is in the way; None if none is."""
+    """Return why no folder can be at `path`, and which part of it is in the way; None if it can."""
     for each in (path, *path.parents):
         if os.path.isdir(each):
             return None

@@ -33,8 +33,9 @@ class GroupedCommand(click.Command):
             meaning = getattr(error.param, "help", None)
             found = EXAMPLE.search(self.help or "")
             example = f"For example: {found[1]}" if found else None
-            error.message = " ".join(filter(None, (error.message, meaning, example)))
-            raise
+            text = " ".join(filter(None, (error.message, meaning, example)))
+            given = (error.param_hint, error.param_type)
+            raise click.MissingParameter(text, error.ctx, error.param, *given) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
