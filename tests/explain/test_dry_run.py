@@ -342,7 +342,7 @@ def test_builds_of_tensorrt_are_estimated_by_their_folders(
 
 
 def test_a_workspace_in_use_is_planned_as_it_is_now(finished: Finished, workspace: Path) -> None:
-    """What the other process writes stays too: to a plan it looks like what a kill left."""
+    """A half-written folder of the other process stays, though it looks like what a kill left."""
     writing = workspace / "engines" / "int8" / ".onnxruntime.abc.tmp"
     writing.mkdir()
     with Workspace(workspace) as held:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from arvg_trt.families.variants import MODELS, find_model
 from arvg_trt.pipeline.export import export_any
+from arvg_trt.workspace import worker_process
 from arvg_trt.workspace.stage import SilentReporter
 from arvg_trt.workspace.workspace import Workspace
 
@@ -23,7 +26,10 @@ class Heard(SilentReporter):
         self.told.append((task, done, total))
 
 
-def test_a_generators_export_says_which_graphs_are_written(tmp_path: Path) -> None:
+def test_a_generators_export_says_which_graphs_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_process, "POLL_SECONDS", 0.01)
     heard = Heard()
     with Workspace(tmp_path / "ws") as workspace:
         checkpoint = str(MODELS / MODEL)
@@ -38,4 +44,4 @@ def test_a_generators_export_says_which_graphs_are_written(tmp_path: Path) -> No
     assert tasks[0] == "export: reading the checkpoint"
     named = {graph for graph in graphs if f"export: exporting graphs, {graph} is written" in tasks}
     assert len(named) >= 3, tasks  # two may come between two looks
-    assert "export: comparing with PyTorch, running PyTorch" in tasks
+    assert any(task.startswith("export: comparing with PyTorch, ") for task in tasks), tasks
