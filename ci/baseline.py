@@ -11,6 +11,7 @@ from ..errors import AccuracyError, BundleError, InconclusiveError, WorkspaceErr
 from ..extras import require_packages
 from ..validate.compare.compare import Comparison, compare
 from ..validate.report.files import load_report
+from ..validate.report.gates import verdict_text
 from ..validate.report.schema import REPORT_FILE, Report
 from ..workspace.files import atomic_write
 from ..workspace.stage import require_outputs
@@ -162,13 +163,10 @@ def perhaps_worse(found: Comparison) -> bool:
 
 def require_passed(report: Report, source: Path, accepted: bool) -> None:
     """Raise AccuracyError for a report whose gates failed, unless that is accepted."""
-    open_ones = [gate.expression for gate in report.gates if not gate.passed]
-    if open_ones and not accepted:
-        decided = report.verdict == "failed"
-        kind = AccuracyError if decided else InconclusiveError
+    if report.verdict not in (None, "passed") and not accepted:
+        kind = AccuracyError if report.verdict == "failed" else InconclusiveError
         raise kind(
-            f"{len(open_ones)} of {len(report.gates)} gates {'failed' if decided else 'are open'}: "
-            f"{', '.join(open_ones)}",
+            f"{report.verdict}: {verdict_text(report.gates, report.verdict)}",
             where=str(source),
             do="mend it first, or give --accept-failed-gates",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def diagnose_sites(
     for line in terminal_lines(found.diagnosis):
         click.echo(line)
     click.echo(str(folder))
+    plan = folder / "plan.json"
+    if plan.is_file():
+        words = ["arvg-trt", "quantize", str(workspace), "--name", "raised", "--plan", str(plan)]
+        click.echo(f"with these sites raised: {shlex.join(words)}")
 
 
 def last_recipe(workspace: Path, name: str | None) -> Recipe | None:
@@ -125,19 +130,23 @@ def held_out_options(recipe: Recipe | None, changes: dict[str, Any]) -> Validate
 
 
 def failed_builds(
-    workspace: Path, recipe: Recipe | None, changes: dict[str, Any]
+    workspace: Path, name: str, recipe: Recipe | None, changes: dict[str, Any]
 ) -> list[BuildOptions]:
-    """Return the builds that may have failed: what is asked for, else the recipe's by TensorRT.
+    """Return the builds that may have failed: what is asked for, else all by TensorRT.
+
+    Those are known of the recipe, else of the engines in the workspace.
 
     Raises:
-        RecipeError: nothing is asked for, and no recipe is known that has one.
+        RecipeError: nothing is asked for, and none is known.
     """
+    from ..explain.diagnose import built_by_tensorrt
+
     if changes["backend"] is None and changes["targets"] is None:
         builds = [build for build in (recipe.build if recipe else ()) if not build.on_cpu]
-        if builds:
+        if builds := builds or built_by_tensorrt(workspace, name):
             return [with_changes(build, **changes) for build in builds]
         raise RecipeError(
-            "no build by TensorRT is known of it",
+            f"no build by TensorRT is known of {name}: a build that failed leaves nothing behind",
             where=str(workspace),
             do="name the one that failed, say --backend tensorrt_rtx --target rtx4090",
         )
@@ -154,8 +163,8 @@ def failed_builds(
     "--backend",
     group="Builder",
     type=click.Choice(["tensorrt_rtx", "tensorrt"]),
-    help="The builder that failed. [default: those of the recipe, or of the workspace's last run; "
-    "with --target tensorrt_rtx]",
+    help="The builder that failed. [default: those of the recipe, of the workspace's last run or "
+    "of its engines; with --target tensorrt_rtx]",
 )
 @struct_options(BuildOptions, only=("targets", "half", "image_size", "max_batch"))
 @json_option
@@ -180,7 +189,7 @@ def build_failure(
 
     recipe = recipe_or_none(recipe_name) or last_recipe(workspace, name)
     called = quantization_name(name, recipe)
-    builds = failed_builds(workspace, recipe, changes)
+    builds = failed_builds(workspace, called, recipe, changes)
     with ConsoleReporter(quiet=as_json) as reporter, Workspace(workspace) as opened:
         failures = (
             diagnose_build_failure(opened, called, options, output, reporter) for options in builds

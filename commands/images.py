@@ -106,6 +106,7 @@ def encode(
 @click.argument("folder", metavar="FOLDER|BUNDLE", type=PathArgument())
 @click.argument("tokens", type=PathArgument())
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A folder.")
+@click.option("--force", is_flag=True, help="Replace pictures that are there.")
 @device_option
 @fallback_option
 @require_key_option
@@ -115,6 +116,7 @@ def decode(
     folder: Path,
     tokens: Path,
     output: Path,
+    force: bool,
     device: str,
     allow_fallback: bool,
     keys: Sequence[Path],
@@ -122,6 +124,8 @@ def decode(
     as_json: bool,
 ) -> None:
     """Decode a .npz of `encode` to PNG images.
+
+    A picture is called after the image that was encoded, else by its number.
 
     FOLDER holds the graphs of an image tokenizer, as for `encode`.
 
@@ -140,6 +144,7 @@ def decode(
             device=device,
             allow_fallback=allow_fallback,
             access=opening.access,
+            replace=force,
         )
     if as_json:
         print_json({"written": paths, "chosen": opening.chosen})
@@ -180,7 +185,7 @@ def generate(
     from ..pipeline.generate import generate_files
     from ..runtime.files import Outputs
 
-    options = with_changes(GenerateOptions(labels=changes.pop("labels")), **changes)
+    options = with_changes(GenerateOptions(), **changes)
     outputs = Outputs(folder=output, npz=npz, tokens=tokens)
     opening = Opening(keys, explain)
     with ConsoleReporter(quiet=as_json) as reporter:

@@ -18,6 +18,10 @@ from .support.options import PathArgument, json_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 ACTIONS = ("show", "write")
+WORDS = (
+    "W8A8: weights and inputs of layers in 8 bits; A16: inputs in high precision; GPTQ: weights "
+    "rounded with data; best scaling: of channels, by trial, each layer's own."
+)
 ANY_MODEL = (
     "Each runs any model of its family: arvg-trt run PRESET --model NAME --checkpoint PATH|HUB_ID; "
     "`arvg-trt models` lists them."
@@ -134,7 +138,7 @@ def print_presets(as_json: bool) -> None:
         weights = "to fetch" if row.weights == "published" else row.weights
         head = f"{row.name:<17}  {row.model:<{width}}  {weights:<9}"
         click.echo(f"{head}  {row.description}; {row.backends}")
-    click.echo(f"\n{ANY_MODEL}")
+    click.echo(f"\n{WORDS}\n{ANY_MODEL}")
     missing = {row.checkpoint for row in rows if row.weights == "missing"}
     for text in sorted(missing):
         click.echo(f"missing: {text}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from .bundle import signers
 from .support.console import ConsoleReporter, print_json
 from .support.groups import command
 from .support.options import PathArgument, json_option, require_key_option
+
+if TYPE_CHECKING:
+    from ..runtime.bundle.choose import ChainStep
 
 MB = 1e6
 
@@ -89,9 +93,19 @@ def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
         text = f"signed by {hints}, unchecked: no key is required" if hints else "not signed"
         click.echo(text)
     for step in found.chain:
-        able = "cannot be built here" if step.step == "build here" else "does not open here"
-        state = "opens here" if step.opens else able
-        click.echo(f"{step.group}: {step.step}, {state}: {step.reason}")
+        click.echo(step_line(step, file))
+
+
+def step_line(step: ChainStep, file: Path) -> str:
+    """Return whether one way to run a bundle is open here, and of a kit what it is for."""
+    if step.step == "build here":
+        command = f"`arvg-trt build --from {file}`"
+        if step.opens:
+            return f"{step.group}: opens here: {step.reason} (now: {command})"
+        use = "a device with an NVIDIA GPU builds an engine of its own from it, there by"
+        return f"{step.group}: {use} {command}; not here: {step.reason}"
+    state = "opens here" if step.opens else "does not open here"
+    return f"{step.group}: {step.step}, {state}: {step.reason}"
 
 
 @command()

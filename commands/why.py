@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..workspace.workspace import Workspace
 from .support.console import print_json
 from .support.groups import command
 from .support.options import json_option, workspace_argument
@@ -40,6 +41,7 @@ def why(
     """
     from ..explain.why import why_stage
 
+    say_who_works(workspace)
     found = why_stage(workspace, stage, name, recipe_name)
     if as_json:
         print_json({"folders": found})
@@ -52,10 +54,19 @@ def why(
             click.echo(f"  {each.note}")
 
 
+def say_who_works(workspace: Path) -> None:
+    """Say on stderr that another process changes a workspace that is read without its lock."""
+    worker = Workspace(workspace).worker()
+    if worker is not None:
+        text = f"process {worker} works in {workspace}: this is of what is there now"
+        click.echo(text, err=True)
+
+
 def print_plan(recipe: Recipe, as_json: bool) -> None:
     """Print what a run of the recipe would do, stage by stage."""
     from ..explain.dry_run import plan_run
 
+    say_who_works(Path(recipe.workspace))
     planned = plan_run(recipe)
     if as_json:
         print_json({"planned": planned})

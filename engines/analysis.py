@@ -49,6 +49,9 @@ def analyze_file(path: Path, targets: Sequence[Target]) -> GraphAnalysis:
     from ..families.custom.parity import blamed_on_file, open_original
     from ..families.custom.sites import find_custom_sites
 
+    if path.is_dir():
+        refused = "is a folder: name the ONNX files in it"
+        return GraphAnalysis(file=str(path), graph=path.stem, refused=refused)
     try:
         with blamed_on_file(path):
             model = read_custom_graph(path)

@@ -66,10 +66,10 @@ def prepare_groups(
     for group in groups:
         wanted = wanted_engines(build, name, inputs, group, of_gpu)
         folder = place / folder_name(build.backend, build.options, group)
-        recover_folder(folder)
-        unproved = replaced(wanted, allow_unproved=True)
-        if takes_unproved and is_up_to_date(folder, unproved):
-            wanted = unproved
+        if takes_unproved:
+            recover_folder(folder)
+            unproved = replaced(wanted, allow_unproved=True)
+            wanted = unproved if is_up_to_date(folder, unproved) else wanted
 
         def work(folder: Path, group: Sequence[Target] = group) -> BuildFacts:
             prepare()

@@ -11,9 +11,12 @@ import msgspec
 from ..engines.cpu import cpu_title
 from ..errors import BuildError, OutOfMemory
 from ..pipeline.build import open_build
+from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..workspace.files import atomic_write
+from ..workspace.manifest import MANIFEST
 from ..workspace.stage import Reporter, in_stage
+from ..workspace.verify import read_manifest
 from ..workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -30,6 +33,19 @@ class BuildFailure(msgspec.Struct, frozen=True, kw_only=True):
     of: int
     sites: tuple[str, ...]
     error: str
+
+
+def built_by_tensorrt(root: Path, name: str) -> list[BuildOptions]:
+    """Return how the TensorRT engines of a quantization were built that are in a workspace."""
+    made = [
+        read_manifest(folder).options
+        for folder in sorted((root / "engines" / name).glob("[!.]*"))
+        if (folder / MANIFEST).is_file()
+    ]
+    # What was decided of sites for named GPUs is of those, and a manifest names none.
+    fields = {*BuildOptions.__struct_fields__} - {"keep_if_faster"}
+    found = (with_changes(BuildOptions(), **{k: o[k] for k in fields & o.keys()}) for o in made)
+    return [options for options in found if not options.on_cpu]
 
 
 def diagnose_build_failure(

@@ -10,13 +10,14 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import ArvgError, IntegrityError
+from ..errors import ArvgError, IntegrityError, WorkspaceError
 from ..runtime.bundle.trust import required_keys
 from ..runtime.devices import RTX_PACKAGES, Device, this_device
 from ..runtime.sessions.placement import CUDA, TENSORRT, TENSORRT_RTX
 from ..runtime.sessions.processors import may_saturate, processor_name
 from ..runtime.sessions.providers import provider_problem
 from ..runtime.trt_compat import load_builder
+from ..workspace.files import OTHER_CACHE, cache_problem, user_cache
 
 # What runs on a GPU, and by which of ONNX Runtime's providers.
 RUNS = {"graphs": CUDA, "RTX engines": TENSORRT_RTX, "TensorRT engines": TENSORRT}
@@ -46,7 +47,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def doctor_rows() -> list[Check]:
     """Return what this machine can build and run, and what is missing; one use after the other."""
     cpu = [python_row(), onnxruntime_row(), openvino_row()]
-    running = [*cpu, *gpu_rows(this_device()), key_row()]
+    running = [*cpu, *gpu_rows(this_device()), cache_row(), key_row()]
     return [*build_rows(), *running]
 
 
@@ -77,6 +78,17 @@ def build_rows() -> list[Check]:
 
 def python_row() -> Check:
     return row("ok", "python", platform.python_version())
+
+
+def cache_row() -> Check:
+    """Say where what is opened of bundles is kept, or why nothing can be."""
+    try:
+        problem = cache_problem()
+    except WorkspaceError as error:
+        return row("problem", "cache", str(error))
+    if problem is not None:
+        return row("problem", "cache", f"{problem} ({OTHER_CACHE})")
+    return row("ok", "cache", str(user_cache()))
 
 
 def key_row() -> Check:

@@ -17,11 +17,12 @@ from ..recipe.build import BuildOptions
 from ..recipe.recipe import Recipe
 from ..recipe.summary import summarize
 from ..workspace.facts import CPU_BACKENDS, FP16
+from ..workspace.files import folder_problem
 from ..workspace.manifest import MANIFEST, is_up_to_date
 from ..workspace.stage import PreparedStage
 from ..workspace.times import Took, read_times
 from ..workspace.verify import read_manifest
-from ..workspace.workspace import WORKSPACE_FILE, Workspace
+from ..workspace.workspace import OTHER_WORKSPACE, WORKSPACE_FILE, Workspace
 from .fetching import NOTHING, Fetched, must_fetch, published_files
 from .why import StageName, changes, prepare
 
@@ -56,18 +57,23 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
 def plan_run(recipe: Recipe) -> list[PlannedStage]:
     """Return what `run_recipe` would do; nothing is fetched, made or changed.
 
+    No lock is taken: where another process works, the plan is of what is there now.
+
     Raises:
         ArvgError: what a stage would refuse and can be told now, and a disk without room.
     """
     require_extras(recipe)
     check_recipe(recipe)
     root = Path(recipe.workspace)
+    if (problem := folder_problem(root)) is not None:
+        raise WorkspaceError(problem[0], where=str(problem[1]), do=OTHER_WORKSPACE)
     if not (root / WORKSPACE_FILE).is_file():
         fetch = published_files(recipe) if must_fetch(recipe) else NOTHING
         planned = [row for stage in STAGES for row in rows_of(recipe, stage, root, {}, None, fetch)]
     else:
-        with Workspace(root) as workspace:
-            planned = plan_stages(recipe, workspace)
+        workspace = Workspace(root)
+        workspace.check_version()
+        planned = plan_stages(recipe, workspace)
     require_disk(planned, root)
     return planned
 

@@ -23,6 +23,7 @@ from ..workspace.lead import export_of
 from ..workspace.manifest import MANIFEST, Manifest
 
 SIZES = ("bytes", "files", "groups")  # facts that are counts of bytes
+WHAT_TO_NAME = "name a workspace, a stage's folder, a bundle, an ONNX graph or an engine"
 NAMES = {"bytes": "size"}
 PARTED = ("options", "files", "groups", "verdicts")  # facts with a line for each part
 
@@ -92,7 +93,7 @@ def inspect_path(path: Path) -> Inspected:
         WorkspaceError: it is none of these.
     """
     if not path.exists():
-        raise WorkspaceError("no such file or folder", where=str(path))
+        raise WorkspaceError("no such file or folder", where=str(path), do=WHAT_TO_NAME)
     if path.is_dir():
         return inspect_folder(path)
     if path.suffix == ".onnx":
@@ -109,7 +110,8 @@ def inspect_path(path: Path) -> Inspected:
             )
     header = read_plan_header(path)
     if header is None:
-        raise WorkspaceError("is nothing that arvg-trt writes", where=str(path))
+        what = "is nothing that arvg-trt writes"
+        raise WorkspaceError(what, where=str(path), do=WHAT_TO_NAME)
     return InspectedEngine(
         bytes=header.bytes, builder=header.version or "unknown", targets=header.targets
     )

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import ArvgError, WorkspaceError
+from ..errors import ArvgError, RecipeError, WorkspaceError
+from ..families.variants import find_model
 from ..pipeline.build import prepare_builds
 from ..pipeline.calibrate import prepare_calibration
 from ..pipeline.export import PARITY_PICTURES, prepare_any
@@ -16,6 +17,7 @@ from ..pipeline.quantize import prepare_quantization
 from ..pipeline.validate import prepare_validation
 from ..recipe.file import load_recipe
 from ..recipe.recipe import Recipe
+from ..workspace.facts import known_name
 from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import PreparedStage, SilentReporter, package_versions
@@ -64,31 +66,47 @@ def why_stage(
 
     Raises:
         WorkspaceError: there is no workspace.
-        RecipeError: the recipe cannot be read.
+        RecipeError: the recipe cannot be read, or is for models of another family.
     """
     if not (root / WORKSPACE_FILE).is_file():
         raise WorkspaceError(
             "is no workspace", where=str(root), do="name the folder that stages write to"
         )
-    with Workspace(root) as workspace:
-        file = root / RECIPE_FILE
-        given = recipe_name or (str(file) if file.is_file() else None)
-        recipe = None if given is None else load_recipe(given)
-        called = name or (recipe.name if recipe else "int8")
-        # Formats belong to a name: what another quantization was asked for says nothing of it.
-        if recipe is not None and name not in (None, recipe.name):
-            recipe = given = None
-        try:
-            prepared = prepare(workspace, stage, recipe) if recipe else []
-        except ArvgError as error:  # an earlier stage is not there, or was changed
-            note = f"compared without its recipe: {error}"
-            return [
-                loose(workspace, folder, stage, note) for folder in folders(root, stage, called)
-            ]
-        if prepared:
-            return [compared(each, given) for each in prepared]
-        note = "options were not compared: give --recipe"
+    workspace = Workspace(root)
+    workspace.check_version()
+    file = root / RECIPE_FILE
+    given = recipe_name or (str(file) if file.is_file() else None)
+    recipe = None if given is None else load_recipe(given)
+    if recipe_name is not None and recipe is not None and stage != "export":
+        require_family(recipe_name, recipe, workspace)
+    called = name or (recipe.name if recipe else "int8")
+    # Formats belong to a name: what another quantization was asked for says nothing of it.
+    if recipe is not None and name not in (None, recipe.name):
+        recipe = given = None
+    try:
+        prepared = prepare(workspace, stage, recipe) if recipe else []
+    except ArvgError as error:  # an earlier stage is not there, or was changed
+        note = f"compared without its recipe: {error}"
         return [loose(workspace, folder, stage, note) for folder in folders(root, stage, called)]
+    if prepared:
+        return [compared(each, given) for each in prepared]
+    note = "options were not compared: give --recipe"
+    if stage not in ("export", "calibrate") and called not in workspace.quantizations:
+        note = f"no quantization {called} is here; --name takes one that is: "
+        note += ", ".join(workspace.quantizations) or "there is none yet"
+    return [loose(workspace, folder, stage, note) for folder in folders(root, stage, called)]
+
+
+def require_family(name: str, recipe: Recipe, workspace: Workspace) -> None:
+    """Raise RecipeError for a recipe of another family than the exported model's."""
+    manifest = workspace.root / "export" / MANIFEST
+    if not manifest.is_file():
+        return
+    model = known_name(read_manifest(manifest.parent))
+    wanted, found = find_model(recipe.model).family, find_model(model).family
+    if wanted != found:
+        what = f"is for {wanted} models, and {workspace.root} holds {model}"
+        raise RecipeError(what, where=name, do=f"name a recipe for {found} models")
 
 
 def prepare(workspace: Workspace, stage: StageName, recipe: Recipe) -> list[PreparedStage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from types import TracebackType
 
@@ -20,8 +20,10 @@ class WeightFile(SharedWeights):
     Tensors of the same memory are read for the first graph alone.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, told: Callable[[int, str], None] | None = None) -> None:
+        """Open nothing yet; `told` gets the number of graphs so far, and the last one's name."""
         super().__init__(folder)
+        self._told, self._graphs = told, 0
         # Holds the arrays until the file is closed, so that no other array gets their address.
         self._sources: dict[Hashable, tuple[object, int]] = {}
 
@@ -38,6 +40,9 @@ class WeightFile(SharedWeights):
         """Write `name`.onnx; the model's large initializers then refer to the file."""
         SignPass(properties)(model)
         self.write(model, name)
+        self._graphs += 1
+        if self._told is not None:
+            self._told(self._graphs, name)
 
     def _place(self, tensor: ir.TensorProtocol) -> int:
         source, held = find_source(tensor)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.bundle.open import ANY, BundleAccess, located
-from ..runtime.files import decode_images, encode_images, write_arrays
-from ..runtime.images import png_bytes
+from ..runtime.files import decode_pictures, encode_images, write_arrays
 from ..runtime.tokenizer import ImageTokenizer
-from ..workspace.files import atomic_write
 from ..workspace.stage import Reporter
 
 
@@ -57,16 +55,12 @@ def decode_files(
     device: str = "auto",
     allow_fallback: bool = False,
     access: BundleAccess = ANY,
+    replace: bool = False,
 ) -> list[Path]:
-    """Write `K.png` for every image of a .npz; returns their paths.
+    """Write a PNG for every image of a .npz; return their paths.
 
     Raises:
-        BundleError: it is no .npz of `encode`, or of another tokenizer; nothing is written then.
-        GenerationError: a picture that is not finite; those before it are written.
+        BundleError, WorkspaceError, GenerationError: as `decode_pictures`.
     """
-    paths = []
     tokenizer = open_tokenizer(folder, reporter, device, allow_fallback, access)
-    for number, image in decode_images(tokenizer, tokens):
-        paths.append(output / f"{number}.png")
-        atomic_write(paths[-1], png_bytes(image))
-    return paths
+    return decode_pictures(tokenizer, tokens, output, replace=replace)

@@ -73,7 +73,7 @@ def generate_files(
         seed=options.seed,
         sampling=sampling,
         batch_size=options.batch_size,
-        progress=partial(reporter.progress, "generating"),
+        progress=partial(reporter.progress, f"steps of {len(labels)} images"),
     )
     shape = (len(labels), spec.image_size, spec.image_size, 3)
     columns = options.count if options.count > 1 else None  # a row a label

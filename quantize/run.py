@@ -234,7 +234,7 @@ def site_row(
     if entry.activation is not None:
         kind = "FP8" if entry.activation.grid == "fp8" else f"INT{entry.activation.bits}"
         shift = ", shifted" if entry.activation.shift else ""
-        shift = ", centered" if entry.activation.centered else shift
+        shift = ", channels shifted" if entry.activation.centered else shift
         activation = f"{kind} {entry.activation.granularity.replace('_', '-')}{shift}"
     return SiteRow(
         name=site.name,

@@ -146,7 +146,7 @@ class GenerateOptions(SamplingOptions, frozen=True, kw_only=True):
         "Work": ("device", "allow_fallback", "batch_size", "threads"),
     }
 
-    labels: Annotated[tuple[str, ...], says("Classes, e.g. 3,7 or 0-9.")]
+    labels: Annotated[tuple[str, ...], says("Classes, e.g. 3,7 or 0-9.")] = ()
     count: Annotated[Count, says("Images of each label.")] = 1
     seed: Annotated[Seed, says("Seed of the draws.")] = 0
     batch_size: Annotated[Annotated[int, msgspec.Meta(ge=1)], says("Images at once.")] = 4

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import msgspec
 import numpy as np
 
-from ..errors import BundleError, CalibrationError, GenerationError
+from ..errors import BundleError, CalibrationError, GenerationError, WorkspaceError
 from ..workspace.files import atomic_stream, atomic_write
+from .bundle.layout import folded, name_problem
 from .generator import Generated
 from .images import (
     Uint8Image,
@@ -28,11 +30,14 @@ from .images import (
 from .npz import Array, BadArrays, read_npz
 from .tokenizer import ImageTokenizer, Latent, Tokens
 
+LONGEST_NAME = 200  # bytes: what a temporary name adds has to fit too
 GRID_MOST = 100  # a picture of more says nothing
 
 
 def encode_images(tokenizer: ImageTokenizer, images: Sequence[Path]) -> dict[str, Array]:
-    """Return `tokens_K` (or `latent_K`) and `size_K` (H, W) of each image, and the `stride`.
+    """Return `tokens_K` (or `latent_K`), `size_K` (H, W) and `name_K` of each image, and `stride`.
+
+    A name is the file's, as bytes of UTF-8.
 
     Raises:
         CalibrationError: a file that is no image.
@@ -63,6 +68,7 @@ def encode_images(tokenizer: ImageTokenizer, images: Sequence[Path]) -> dict[str
             latent if tokens is None else tokens
         )
         arrays[f"size_{k}"] = np.array(image.shape[:2])
+        arrays[f"name_{k}"] = np.frombuffer(path.name.encode(errors="replace"), np.uint8)
     return arrays
 
 
@@ -73,28 +79,69 @@ def write_arrays(path: Path, arrays: dict[str, Array]) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def decode_images(tokenizer: ImageTokenizer, tokens: Path) -> Iterator[tuple[int, Uint8Image]]:
-    """Yield each image of a .npz of `encode` with its number, in the size that it had.
+def decode_pictures(
+    tokenizer: ImageTokenizer, tokens: Path, folder: Path, *, replace: bool = False
+) -> list[Path]:
+    """Write a PNG for each image of a .npz of `encode`, in the size that it had; return the paths.
+
+    A picture has the name of the image that was encoded; where that is not known, its number.
 
     Raises:
-        BundleError: it is no .npz of `encode`, or of another tokenizer.
-        GenerationError: an image that is not finite.
+        BundleError: it is no .npz of `encode`, or of another tokenizer; nothing is written then.
+        WorkspaceError: a file is there already, unless they may `replace` it.
+        GenerationError: an image that is not finite; those before it are written.
     """
-    stride = tokenizer.stride
-    for k, (code, size) in read_codes(tokenizer, tokens).items():
+    stride, codes = tokenizer.stride, read_codes(tokenizer, tokens)
+    paths = [folder / name for name in picture_names(codes)]
+    there = [path for path in paths if os.path.lexists(path)]
+    if there and not replace:
+        do = "name another folder with -o, or replace it with --force"
+        raise WorkspaceError("is there already", where=str(there[0]), do=do)
+    for path, (k, (code, size, _)) in zip(paths, codes.items(), strict=True):
         image = from_model(tokenizer.decode(code))
         if size is not None:
             require_same_size(image.shape[:2], size, stride, f"{tokens}: size_{k}")
             height, width = size
             image = crop_back(image, (-height % stride // 2, -width % stride // 2), size)
-        yield k, image
+        atomic_write(path, png_bytes(image))
+    return paths
 
 
-Codes = dict[int, tuple[Tokens | Latent, tuple[int, int] | None]]
+class Code(NamedTuple):
+    """Hold tokens or a latent, the size that the picture had and its name, where they are known."""
+
+    code: Tokens | Latent
+    size: tuple[int, int] | None
+    name: str | None
+
+
+Codes = dict[int, Code]
+
+
+def picture_names(codes: Codes) -> list[str]:
+    """Return the names of pictures, none of which are one on some file system."""
+    names: dict[str, str] = {}
+    for k, each in codes.items():
+        stem, number = str(k) if each.name is None else Path(each.name).stem, 0
+        name = f"{stem}.png"
+        while folded(name) in names:
+            number += 1
+            name = f"{stem}_{number}.png"
+        names[folded(name)] = name
+    return list(names.values())
+
+
+def known_name(array: Array | None) -> str | None:
+    """Return the name of an image as `encode` stores it; None for what is no name of a file."""
+    if array is None or array.ndim != 1 or array.dtype != np.uint8 or len(array) > LONGEST_NAME:
+        return None
+    name = array.tobytes().decode(errors="replace")
+    # The file may be anybody's, and its names may lead out of the folder.
+    return None if name_problem(name) or name_problem(f"{Path(name).stem}.png") else name
 
 
 def read_codes(tokenizer: ImageTokenizer, file: Path) -> Codes:
-    """Return tokens (or latents) by number, and the sizes that their pictures had, all checked.
+    """Return tokens (or latents) by number, with sizes and names of their pictures, all checked.
 
     Raises:
         BundleError: not a .npz of `encode`, or what this tokenizer does not make.
@@ -120,7 +167,8 @@ def read_codes(tokenizer: ImageTokenizer, file: Path) -> Codes:
             raise BundleError(error.what, where=where, do=error.do) from error
         if len(checked) != 1:
             raise BundleError(f"is of {len(checked)} pictures, not of one", where=where, do=again)
-        found[k] = checked, None if size is None else check_size(size, f"{file}: size_{k}")
+        known = None if size is None else check_size(size, f"{file}: size_{k}")
+        found[k] = Code(checked, known, known_name(arrays.get(f"name_{k}")))
     if not found:
         raise BundleError(f"holds no {kind}", where=str(file), do="make it with `arvg-trt encode`")
     return found

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import GenerationError
 from .spec import GeneratorSpec
 
+EXAMPLES = (0, 7, 207, 360)  # that an error names, as far as a model has them
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -18,8 +19,14 @@ def parse_labels(texts: Sequence[str], num_classes: int) -> list[int]:
     """Return the labels that texts such as `3,7` and `0-9` name, in their order.
 
     Raises:
-        GenerationError: neither a number nor a range, or beyond the classes.
+        GenerationError: no text, neither a number nor a range, or beyond the classes.
     """
+    if not texts:
+        example = ",".join(str(each) for each in EXAMPLES if each < num_classes)
+        raise GenerationError(
+            f"no class is named, and this model has {num_classes}: 0 to {num_classes - 1}",
+            do=f"give classes to make images of, say --labels {example}",
+        )
     labels: list[int] = []
     for part in ",".join(texts).split(","):
         match = LABELS.fullmatch(part.strip())

@@ -68,7 +68,7 @@ class GeneratedSamples(SampleSource):
         Of each image there are the conditional row and, under guidance, that of the null class with
         the same tokens.
         """
-        tick, recording = partial(progress, "generating samples"), self.spec.recording
+        tick, recording = partial(progress, f"steps of {self.count} samples"), self.spec.recording
         feeds, first = decoder_feeds(self.export, self.spec, self.threads), self.first
         if recording is not None:
             for made, runs in recording.generated(self.trajectories(progress=tick)):

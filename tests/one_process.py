@@ -20,7 +20,7 @@ from arvg_trt.families.shared import isolated_export
 from arvg_trt.workspace.worker_process import REQUEST, answer, result_of
 
 
-def run_here(module: str, request: Any, result: type[Any]) -> Any:
+def run_here(module: str, request: Any, result: type[Any], progress: object = None) -> Any:
     """Do what `run_isolated` has a second process do."""
     assert module == isolated_export.__name__
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch().context() as patched:

@@ -23,7 +23,8 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     opinions: str = ""
 
 
-# What stands in front of a figure, and behind it.
+# What stands in front of a figure, and behind it. Tokens of a generator, which alone has `top1`,
+# are of images that both sides made of the same seeds: they inform, and judge nothing.
 _FIGURES = (
     ("psnr_drop", "PSNR drop ", ""),
     ("output_sqnr_db", "SQNR ", ""),
@@ -39,6 +40,8 @@ def summary(found: ValidationFacts) -> str:
     parts = []
     for name, before, behind in _FIGURES:
         if name in found.metrics:
+            if name == "token_agreement" and "top1" in found.metrics:
+                before += "(same seed) "
             doubt = " (inconclusive)" if name in found.inconclusive else ""
             parts.append(f"{before}{metric_text(name, found.metrics[name])}{behind}{doubt}")
     if "speedup" in found.metrics:

@@ -213,6 +213,36 @@ def recover_folder(final: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def folder_problem(path: Path) -> tuple[str, Path] | None:
+    """Return why no folder can be at `path`, and which part of it is in the way; None if it can."""
+    for each in (path, *path.parents):
+        if os.path.isdir(each):
+            return None
+        if os.path.islink(each) and not os.path.exists(each):
+            return f"is a link to {os.readlink(each)}, where nothing is", each
+        if os.path.lexists(each):
+            return "is not a folder", each
+    return None
+
+
+def make_folder(path: Path, *, do: str, mode: int = 0o777) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        WorkspaceError: none can be there; advises to `do`.
+    """
+    if (problem := folder_problem(path)) is not None:
+        raise WorkspaceError(problem[0], where=str(problem[1]), do=do)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Virtual file systems say "No such file" of a folder that cannot be made there.
+        what = f"no folder can be made here: {error.strerror}"
+        raise WorkspaceError(what, where=str(path), do=do) from error
+
+
 def user_cache() -> Path:
     """Return the folder for what can be made again: `ARVG_TRT_CACHE`, or the system's custom.
 
@@ -230,18 +260,29 @@ def user_cache() -> Path:
         raise WorkspaceError(what, do=f"set {CACHE_VARIABLE} to a folder") from error
 
 
+def cache_problem() -> str | None:
+    """Return why nothing can be kept in the cache, as far as paths tell; None if they do not.
+
+    Raises:
+        WorkspaceError: as `user_cache`.
+    """
+    problem = folder_problem(user_cache())
+    return None if problem is None else f"{problem[1]}: {problem[0]}"
+
+
 def own_folder(path: Path) -> Path:
     """Make a folder and the one above, which only this user may change, or check that they are.
 
     Windows gives a user's folders to that user alone; there nothing is checked.
 
     Raises:
-        WorkspaceError: others may change it, so that they could change what is opened from it.
+        WorkspaceError: it cannot be made, or others may change it, so that they could change what
+            is opened from it.
     """
-    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent.parent, do=OTHER_CACHE)
     for each in (path.parent, path):
         # With `parents` the folder above would be made as open as the user's other folders.
-        each.mkdir(exist_ok=True, mode=0o700)
+        make_folder(each, do=OTHER_CACHE, mode=0o700)
         if sys.platform == "win32":
             continue
         for state in (each.lstat(), each.stat()):  # a link of another user leads where he likes

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from ..errors import ArvgError
-from .files import atomic_folder, decode_json
+from .files import atomic_folder, decode_json, recover_folder
 from .manifest import MANIFEST, Manifest, is_up_to_date, write_manifest
 from .verify import verify
 from .workspace import Workspace
@@ -117,6 +117,7 @@ class PreparedStage:
 
 def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
     """Do `work` into a temporary sibling of `folder` unless the same work is already there."""
+    recover_folder(folder)
     if is_up_to_date(folder, wanted):
         manifest = decode_json(folder / MANIFEST, Manifest, do="run the stage again")
         return StageResult(folder=folder, manifest=manifest, skipped=True, seconds=0.0)

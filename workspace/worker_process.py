@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..errors import ArvgError, OutOfMemory
+from .files import atomic_write
 
 T = TypeVar("T")
-REQUEST, RESULT = "request.json", "result.json"
+REQUEST, RESULT, PROGRESS = "request.json", "result.json", "progress.json"
+POLL_SECONDS = 0.5
 KINDS: dict[str, type[ArvgError]] = {kind.__name__: kind for kind in ArvgError.__subclasses__()}
 KINDS[ArvgError.__name__] = ArvgError
 PR_SET_PDEATHSIG = 1
@@ -56,8 +58,15 @@ class WorkerOutput(Exception):
     """Hold what a worker printed before it failed, so that a traceback shows it."""
 
 
-def run_isolated(module: str, request: Any, result: type[T]) -> T:
+def run_isolated(
+    module: str,
+    request: Any,
+    result: type[T],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> T:
     """Run `python -m MODULE` with the request, and return its result.
+
+    `progress` gets what the work says of itself by `tell_progress`.
 
     Raises:
         ArvgError: what the work raised.
@@ -69,8 +78,7 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / REQUEST).write_bytes(msgspec.json.encode(request))
         command = [sys.executable, "-m", module, folder]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
-        code = done.returncode
+        code, printed = watched(command, Path(folder) / PROGRESS, progress)
         if sys.platform != "win32" and code == -signal.SIGKILL:
             raise OutOfMemory(
                 "a subprocess was killed, as the system does when memory runs out",
@@ -78,13 +86,40 @@ def run_isolated(module: str, request: Any, result: type[T]) -> T:
                 do="free memory, or use a larger machine",
             )
         if code < 0:
-            raise WorkerCrash(module, signal_name(-code)) from WorkerOutput(done.stderr)
+            raise WorkerCrash(module, signal_name(-code)) from WorkerOutput(printed)
         if code:
-            lines = done.stderr.strip().splitlines() or ["it said nothing"]
+            lines = printed.strip().splitlines() or ["it said nothing"]
             what = f"{module} ended with {code}: {lines[-1][:200]}"
-            raise RuntimeError(what) from WorkerOutput(done.stderr)
-        sys.stderr.write(done.stderr)
+            raise RuntimeError(what) from WorkerOutput(printed)
+        sys.stderr.write(printed)
         return result_of(Path(folder), result)
+
+
+def watched(
+    command: list[str], file: Path, progress: Callable[[str, int, int], None] | None
+) -> tuple[int, str]:
+    """Run a command to its end; return its exit code, and what it printed on stderr."""
+    poll = None if progress is None else POLL_SECONDS
+    told = b""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        try:
+            while True:
+                try:
+                    _, printed = process.communicate(timeout=poll)
+                    return process.returncode, printed
+                except subprocess.TimeoutExpired:
+                    now = file.read_bytes() if file.is_file() else told
+                    if progress is not None and now != told:
+                        progress(*msgspec.json.decode(now, type=tuple[str, int, int]))
+                        told = now
+        except BaseException:  # interrupted, too
+            process.kill()
+            raise
+
+
+def tell_progress(task: str, done: int, total: int) -> None:
+    """Tell the process that asked for the work how far it is, whenever that looks."""
+    atomic_write(Path(sys.argv[1]) / PROGRESS, msgspec.json.encode((task, done, total)))
 
 
 def signal_name(number: int) -> str:

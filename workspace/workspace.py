@@ -9,39 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WorkspaceError
-from .files import atomic_write, decode_json, encode_json, recover_folder
+from .files import atomic_write, decode_json, encode_json, make_folder, recover_folder
 from .locks import holder_of, name_holder, try_lock
 from .manifest import MANIFEST, Manifest
 
 WORKSPACE_VERSION = 1
 WORKSPACE_FILE = "workspace.json"
+OTHER_WORKSPACE = "name another folder as workspace"
 RECIPE_FILE = "run.toml"  # the recipe of the last `run`, without folders of the machine
 
 
 class Workspace:
     """Give access to a folder of stage outputs that one process at a time may change.
 
-    Use as a context manager: entering takes the lock and checks the version.
+    Use as a context manager to change it: entering takes the lock and checks the version. What only
+    reads need not enter, and then changes nothing, whoever works there.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._entered = False
 
     def __enter__(self) -> Workspace:
-        if self.root.exists() and not self.root.is_dir():
-            raise WorkspaceError("is not a folder", where=str(self.root), do="name a folder")
         self._made = not self.root.exists()
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.root / ".lock").open("a+")
-        except FileNotFoundError as error:
-            # Virtual file systems raise this for a folder that cannot be made there.
-            raise WorkspaceError(
-                f"no folder can be made here: {error.strerror}",
-                where=str(self.root),
-                do="name a workspace on a disk",
-            ) from error
+        make_folder(self.root, do=OTHER_WORKSPACE)
+        self._lock = (self.root / ".lock").open("a+")
         self._take_lock()
+        self._entered = True
         with contextlib.ExitStack() as undo:
             undo.push(self)
             self.check_version()
@@ -49,6 +43,7 @@ class Workspace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._entered = False
         self._lock.truncate(0)
         if sys.platform == "win32":  # where what is open cannot be removed
             self._lock.close()
@@ -69,6 +64,16 @@ class Workspace:
             where=str(self.root),
             do="wait for it to end, or name another workspace",
         )
+
+    def worker(self) -> int | None:
+        """Return the number of the process that works here now; None if none does."""
+        try:
+            with (self.root / ".lock").open() as lock:
+                holder = holder_of(lock)
+                # A killed process leaves its number. The lock is tried only where there is one.
+                return None if holder is None or try_lock(lock) else holder
+        except OSError:  # there is no lock yet, or it is another user's
+            return None
 
     def remove_if_empty(self) -> None:
         """Remove a new workspace whose first stage failed."""
@@ -102,8 +107,10 @@ class Workspace:
             )
 
     def folder(self, *parts: str) -> Path:
+        """Return the place of a stage's outputs, without what a killed process left beside it."""
         path = self.root.joinpath(*parts)
-        recover_folder(path)
+        if self._entered:  # else the leftovers may be of a process that works now
+            recover_folder(path)
         return path
 
     def manifest(self, *parts: str, stage: str) -> Manifest:

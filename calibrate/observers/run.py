@@ -53,6 +53,8 @@ def run_instrumented(
     """
     lenient: list[str] = []
     known = sample_labels(samples)
+    # Only what the user named is counted as a sample: a generator saves several rows of each.
+    noun = "samples" if known else "rows of samples"
     inputs = {graph: input_names(export / f"{graph}.onnx") for graph in graphs[1:]}
     carried: dict[str, dict[str, NDArray[np.generic]]] = {}
     for position, graph in enumerate(graphs):
@@ -77,7 +79,7 @@ def run_instrumented(
                 consume(graph, outputs)
             carried_values.update((k, v) for k, v in outputs.items() if k in later)
             done += len(names)
-            progress(f"samples through {graph}", done, len(files))
+            progress(f"{noun} through {graph}", done, len(files))
         del session
     return tuple(lenient)
 

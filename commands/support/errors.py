@@ -17,6 +17,21 @@ from .console import print_json
 from .groups import SectionedGroup
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a user can do about an unusable path, by the system's number.
+CURES = {
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "name another",
+    errno.ENOTDIR: "a part of the path is a file: name another",
+    errno.EISDIR: "name a file",
+    errno.ENOTEMPTY: "name another",
+    errno.ELOOP: "its links lead in a circle: name another",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EROFS: "name a place that can be written",
+    errno.EMFILE: "allow more open files: ulimit -n",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM), "get the right to it, as with chmod, or name another"
+    ),
+}
 # Extras that each command needs beside the base install, to name all missing ones at once.
 NEEDED = {
     **dict.fromkeys(
@@ -172,7 +187,8 @@ def os_error_line(error: OSError) -> str | None:
     if error.errno in FULL_DISK:
         return f"{where}disk full: {error.strerror} (free some space and run again)"
     if error.errno is not None and error.strerror and error.filename:
-        return f"{where}{error.strerror}"
+        cure = CURES.get(error.errno)
+        return f"{where}{error.strerror}" + (f" ({cure})" if cure else "")
     return None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+EXAMPLE = re.compile(r"Example: (.+)")  # the first of a command's help
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
@@ -19,7 +21,21 @@ class GroupedOption(click.Option):
 
 
 class GroupedCommand(click.Command):
-    """A command whose help has a section for each group of options, in order of appearance."""
+    """A command whose help has a section for each group of options, in order of appearance.
+
+    What misses an argument or an option says what that is, and shows the command's example.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            meaning = getattr(error.param, "help", None)
+            found = EXAMPLE.search(self.help or "")
+            example = f"For example: {found[1]}" if found else None
+            text = " ".join(filter(None, (error.message, meaning, example)))
+            given = (error.param_hint, error.param_type)
+            raise click.MissingParameter(text, error.ctx, error.param, *given) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

@@ -20,7 +20,7 @@ from ...runtime.bundle.layout import (
 )
 from ...runtime.bundle.plan_header import plan_problem, read_plan_header
 from ...runtime.sessions.openvino_files import is_openvino
-from ...workspace.facts import EngineFacts, Exported, facts, model_name
+from ...workspace.facts import CPU_BACKENDS, EngineFacts, Exported, facts, model_name
 from ...workspace.files import sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
 from ...workspace.stage import require_outputs, tool_version
@@ -95,6 +95,16 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
         for made, called in zip(groups, names, strict=True)
         if called != CHOSEN or made.group.kind not in names
     )
+
+
+def cpu_warning(groups: Sequence[GroupSources], root: Path, name: str) -> str | None:
+    """Return that no engine of a bundle opens on a CPU, and what adds one; None if one does."""
+    if any(made.group.kind in CPU_BACKENDS for made in groups):
+        return None
+    what = "no engine in it opens on a CPU: it ends with an error on a machine without its GPU"
+    if any("FP8" in made.group.precision for made in groups):
+        return f"{what} (no CPU runs FP8: bundle an INT8 quantization for those)"
+    return f"{what} (`arvg-trt build {root} --name {name} --backend cpu` adds one)"
 
 
 def folders_of_engines(root: Path, name: str) -> list[Path]:

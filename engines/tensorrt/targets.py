@@ -144,7 +144,8 @@ def resolve_target(name: str, backend: Backend) -> Target:
     capability = gpu.capability if gpu else _spelled_capability(plain)
     if capability not in capabilities():
         close = nearest(plain[:100], target_names())
-        raise BuildError("unknown target", where=name[:100], do=f"nearest names: {close}")
+        do = f"nearest names: {close}; all: arvg-trt targets"
+        raise BuildError("unknown target", where=name[:100], do=do)
     target = Target(name, capability)
     if backend == "tensorrt_rtx" and not capabilities()[capability].serves[backend]:
         raise BuildError(

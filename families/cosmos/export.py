@@ -25,16 +25,16 @@ class CosmosExporter(Exporter):
         from .parity import compute_cosmos_references
         from .write import export_tokenizer, tokenizer_facts
 
-        job.progress("reading the checkpoint", 0)
+        job.reading()
         model = load_model(job)
-        job.progress("exporting", 1)
+        job.exporting()
         mark_norms(job, model, PARITY_SIZE)
         sites = export_tokenizer(model, folder, job.entry.name)
         (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-        job.progress("comparing with PyTorch", 2)
+        job.comparing()
         references = compute_cosmos_references(model, job.pictures(PARITY_SIZE))
         tokens, differences = check_vq_parity(folder, references)
-        job.progress("comparing with PyTorch", 3)
+        job.comparing(done=True)
         return CheckpointFacts(
             parameters=sum(p.numel() for p in model.parameters()),
             tokenizer=tokenizer_facts(model.config),

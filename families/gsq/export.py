@@ -37,22 +37,22 @@ class GsqExporter(Exporter):
         from .graphs import gsq_graphs
         from .parity import compute_gsq_references
 
-        job.progress("reading the checkpoint", 0)
+        job.reading()
         model = load_model(job)
-        job.progress("exporting", 1)
+        job.exporting()
         properties = {
             "arvg_trt.model": job.entry.name,
             "arvg_trt.family": "gsq",
             "arvg_trt.groups": str(model.config.groups),
             "arvg_trt.least_positions": str(LEAST_POSITIONS),
         }
-        with WeightFile(folder) as weights:
+        with WeightFile(folder, job.exporting) as weights:
             sites = export_vq(model, weights, properties, gsq_graphs(model))
         (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-        job.progress("comparing with PyTorch", 2)
+        job.comparing()
         references = compute_gsq_references(model, job.pictures(PARITY_SIZE))
         tokens, differences = check_vq_parity(folder, references, precise_norms)
-        job.progress("comparing with PyTorch", 3)
+        job.comparing(done=True)
         return CheckpointFacts(
             parameters=sum(p.numel() for p in model.parameters()),
             tokenizer=tokenizer_facts(model.config),

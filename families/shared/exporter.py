@@ -88,8 +88,13 @@ class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
         Raises:
             ExportError: a difference above the tolerance; names the graph.
         """
-        compare = self.references(job, *self.load(job))
+        job.comparing("reading the checkpoint")
+        models = self.load(job)
+        job.comparing("running PyTorch")
+        compare = self.references(job, *models)
+        del models
         gc.collect()
+        job.comparing("running the graphs")
         return compare(folder)
 
 

@@ -16,7 +16,7 @@ from ...export.shape import ExportShape
 from ...runtime.families import find_family
 from ...samples.images import ImageSource
 from ...workspace.stage import SilentReporter
-from ...workspace.worker_process import run_isolated, serve_worker
+from ...workspace.worker_process import run_isolated, serve_worker, tell_progress
 from ..base import Exporter
 from ..variants import find_model
 from .job import ExportJob
@@ -46,7 +46,7 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Lines(SilentReporter):
-    """Collect the lines for the process that asked."""
+    """Collect the lines for the process that asked, and tell it of the progress."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -56,6 +56,9 @@ class Lines(SilentReporter):
 
     def warn(self, line: str) -> None:
         self.lines.append(line)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        tell_progress(task, done, total)
 
 
 class GeneratorExporter(Exporter):
@@ -79,13 +82,13 @@ class GeneratorExporter(Exporter):
 
     def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write graphs, sites.json and generator.json; return the manifest's results."""
-        job.progress("exporting", 0)
+        job.reading()
         written = run_task("write", job, folder, Written)
         for line in written.lines:
             job.reporter.say(line)
-        job.progress("comparing with PyTorch", 2)
+        job.comparing()
         parity = run_task("compare", job, folder, Parity)
-        job.progress("comparing with PyTorch", 3)
+        job.comparing(done=True)
         return CheckpointFacts(
             parameters=written.parameters.total,
             parameters_of=written.parameters,
@@ -111,7 +114,7 @@ def run_task(what: What, job: ExportJob, folder: Path, result: type[Result]) -> 
         form=job.form,
         weights=job.weights,
     )
-    return run_isolated(__name__, request, result)
+    return run_isolated(__name__, request, result, job.reporter.progress)
 
 
 def work(task: ModelTask) -> Written | Parity:

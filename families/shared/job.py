@@ -30,7 +30,7 @@ PARITY_IMAGES = 2
 PARITY_SIZE = 256
 PARITY_MAP = 32  # most places on a side of the map: attention over it is quadratic in its places
 CONFIGS = ("config.json", "config.yaml")
-STEPS = 3
+STEPS = 2  # of an export beside its graphs: reading, and comparing
 LABEL = 207
 
 
@@ -99,8 +99,25 @@ class ExportJob:
         choice = WeightChoice(self.weights or official, asked, self.reporter.say)
         return read_all(self.paths, infinite, choice)
 
-    def progress(self, task: str, done: int) -> None:
-        self.reporter.progress(task, done, STEPS)
+    def reading(self) -> None:
+        """Report that the checkpoint is read, the first step."""
+        self.reporter.progress("reading the checkpoint", 0, self.steps)
+
+    def exporting(self, written: int = 0, last: str = "") -> None:
+        """Report how many graphs are written, each a step, and which was the last."""
+        behind = f", {last} is written" if last else ""
+        # Graphs of fixed shapes are more than the usual ones.
+        done = min(1 + written, self.steps - 1)
+        self.reporter.progress(f"exporting graphs{behind}", done, self.steps)
+
+    def comparing(self, what: str = "", *, done: bool = False) -> None:
+        """Report that the graphs are compared, the last step, and `what` of it is done now."""
+        task = "comparing with PyTorch" + (f", {what}" if what else "")
+        self.reporter.progress(task, self.steps - (not done), self.steps)
+
+    @property
+    def steps(self) -> int:
+        return STEPS + len(self.entry.graphs)
 
 
 def refuse_static(name: str, form: ExportShape, grows: str) -> None:
@@ -129,7 +146,8 @@ def write_parts(
 
     mark_norms(job, models[1], spec.image_size)
     properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
-    with WeightFile(folder) as weights:
+    job.exporting()
+    with WeightFile(folder, job.exporting) as weights:
         sites = export(weights, properties)
     graphs = (*spec.calibrated_graphs, *quantizable_decoder(sites))
     (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites, graphs=graphs)))

@@ -76,7 +76,7 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
         from ...export.weight_file import WeightFile
         from .vq_parity import check_vq_parity
 
-        job.progress("reading the checkpoint", 0)
+        job.reading()
         tensors = split_parts(job.read())[1]
         try:
             model = self.load(job, tensors)
@@ -84,18 +84,18 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
             raise refusal(job, tensors, error) from error.__cause__
         facts = self.facts(model)
         parameters = sum(p.numel() for p in model.parameters())
-        job.progress("exporting", 1)
+        job.exporting()
         mark_norms(job, model, image_side(facts))
         properties = {"arvg_trt.model": job.entry.name, "arvg_trt.family": job.entry.family}
-        with WeightFile(folder) as weights:
+        with WeightFile(folder, job.exporting) as weights:
             sites = self.write(model, weights, properties)
         (folder / "sites.json").write_bytes(encode_json(SiteMap(sites=sites)))
-        job.progress("comparing with PyTorch", 2)
+        job.comparing()
         references = self.references(job, model)
         del model
         gc.collect()
         tokens, differences = check_vq_parity(folder, references)
-        job.progress("comparing with PyTorch", 3)
+        job.comparing(done=True)
         return CheckpointFacts(
             parameters=parameters,
             tokenizer=facts,

@@ -23,6 +23,7 @@ GZIP_MARK = b"\x1f\x8b"
 SIZE = slice(124, 136)  # of a member, in its header
 # Python reads more than octal digits there (a sign, underscores), and other readers do not.
 SIZE_FIELD = re.compile(rb"[0-7]{11}[\0 ]|\x80[\0-\xff]{11}", re.DOTALL)
+NAME_A_BUNDLE = "name a file that `arvg-trt bundle` wrote"
 
 
 class Member(NamedTuple):
@@ -111,7 +112,7 @@ def require_end(stream: IO[bytes], offset: int, end: int, where: str) -> None:
 
 def no_bundle(what: str, where: str) -> IntegrityError:
     """Return the error of something that was never a bundle."""
-    return IntegrityError(what, where=where, do="name a file that `arvg-trt bundle` wrote")
+    return IntegrityError(what, where=where, do=NAME_A_BUNDLE)
 
 
 def refused(what: str, where: str) -> IntegrityError:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TypeVar
 
+from ...errors import WorkspaceError
 from ...workspace.files import UNDECODABLE, decode_unique, said
-from .archive import Member, no_bundle, read_members, refused
+from .archive import NAME_A_BUNDLE, Member, no_bundle, read_members, refused
 from .layout import BLOBS, MOST_GROUPS, Descriptor
 
 MOST_JSON = 8 * 2**20  # bytes of an index, a manifest, `bundle.json` or a signature
@@ -23,12 +24,15 @@ T = TypeVar("T")
 class BlobStore:
     """Give access to the members of a bundle's tar file, which stays open.
 
-    Errors are IntegrityErrors that name the file.
+    Errors are IntegrityErrors that name the file, but for one that is not there.
     """
 
     def __init__(self, path: Path) -> None:
         self.where = str(path)
-        mode = path.stat().st_mode
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            raise WorkspaceError("no such file", where=self.where, do=NAME_A_BUNDLE) from None
         if not stat.S_ISREG(mode):  # a pipe cannot be searched, and may never end
             kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
             raise no_bundle(f"is {kind}, not a bundle", self.where)

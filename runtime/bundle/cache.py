@@ -19,7 +19,14 @@ from pathlib import Path
 import msgspec
 
 from ...errors import WorkspaceError
-from ...workspace.files import OTHER_CACHE, atomic_folder, own_folder, sha256_file, user_cache
+from ...workspace.files import (
+    OTHER_CACHE,
+    atomic_folder,
+    cache_problem,
+    own_folder,
+    sha256_file,
+    user_cache,
+)
 from ...workspace.locks import locked, try_lock
 from ..packed.expand import Progress, untold
 from .failures import forget_old
@@ -187,7 +194,13 @@ class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cache_entries() -> tuple[CacheEntry, ...]:
-    """Return what the cache keeps, with its size and the days since it was last opened."""
+    """Return what the cache keeps, with its size and the days since it was last opened.
+
+    Raises:
+        WorkspaceError: no folder can be where it should lie.
+    """
+    if (problem := cache_problem()) is not None:
+        raise WorkspaceError(problem, do=OTHER_CACHE)
     found = []
     for kind in KINDS:
         root = user_cache() / kind

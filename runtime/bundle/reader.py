@@ -65,6 +65,7 @@ class Bundle:
 
         Raises:
             IntegrityError: it is no bundle, or is damaged, incomplete or of a newer version.
+            WorkspaceError: there is no such file.
         """
         self.path = path
         self.where = str(path)

@@ -144,7 +144,9 @@ def test_a_pull_request_is_compared_and_gets_one_comment(
     assert run.job(found, "comment", summary.parent) is True, platform.log
     first, mine = json.loads(store.read_text())
     assert first["body"].endswith("quoted")
-    title = "### Worse than the baseline in SQNR of the worst output; 1 of 1 gates failed"
+    title = (
+        "### Worse than the baseline in SQNR of the worst output; gate `output_sqnr_db>=200` failed"
+    )
     assert mine["body"].startswith(f"{marker}\n{title}\n")
 
     summary.write_text(f"{marker}\nof a later push\n")

@@ -17,9 +17,12 @@ from PIL import Image
 
 from arvg_trt.cli import cli
 from arvg_trt.commands.support.options import Bytes
+from arvg_trt.errors import WorkspaceError
 from arvg_trt.families.variants import all_variants
 from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
+from arvg_trt.runtime.images import load_image, save_image
 from arvg_trt.runtime.tokenizer import ImageTokenizer
+from arvg_trt.workspace.files import own_folder, user_cache
 from arvg_trt.workspace.stage import tool_version
 
 from ..command_line import (
@@ -276,9 +279,51 @@ def test_encode_and_decode_print_one_object(finished: Finished, tmp_path: Path) 
     assert json.loads(outcome.out) == said
     outcome = arvg("decode", graphs, tokens, "-o", tmp_path / "out", "--json")
     assert json.loads(outcome.out) == {
-        "written": [str(tmp_path / "out" / "0.png")],
+        "written": [str(tmp_path / "out" / "astronaut.png")],
         "chosen": None,
     }
+
+
+def test_decode_keeps_names_and_replaces_nothing_unasked(
+    finished: Finished, odd_image: Path, tmp_path: Path
+) -> None:
+    graphs, tokens = finished.workspace / "export", tmp_path / "t.npz"
+    names = ("photo.jpg", "PHOTO.png", "a.b.jpg")
+    for name in names:
+        save_image(load_image(odd_image), tmp_path / name)
+    arvg("encode", graphs, *(tmp_path / name for name in names), "-o", tokens)
+    out = tmp_path / "out"
+    decoded = arvg("decode", graphs, tokens, "-o", out)
+    written = ["photo.png", "PHOTO_1.png", "a.b.png"]  # on some disks the second is the first
+    assert decoded.out.splitlines() == [str(out / name) for name in written]
+
+    (out / "photo.png").unlink()
+    (out / "PHOTO_1.png").write_text("mine")
+    again = ("decode", graphs, tokens, "-o", out)
+    assert_refused(arvg(*again), 9, "PHOTO_1.png: is there already", "-o", "--force")
+    assert (out / "PHOTO_1.png").read_text() == "mine" and not (out / "photo.png").exists()
+    assert arvg(*again, "--force").code == 0
+    assert load_image(out / "PHOTO_1.png").shape == (37, 53, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["../up.jpg", "/etc/x.jpg", ".hidden", "con.png", "a\x1bb.png", ""]
+)
+def test_names_that_lead_elsewhere_are_numbers(
+    name: str, finished: Finished, odd_image: Path, tmp_path: Path
+) -> None:
+    graphs, tokens, out = finished.workspace / "export", tmp_path / "t.npz", tmp_path / "out"
+    arvg("encode", graphs, odd_image, "-o", tokens)
+    with np.load(tokens) as file:
+        arrays = dict(file)
+    for key in ({"name_0": np.frombuffer(name.encode(), np.uint8)}, {"name_0": np.zeros((2, 2))}):
+        np.savez(tokens, **(arrays | key))
+        decoded = arvg("decode", graphs, tokens, "-o", out, "--force")
+        assert decoded.out.splitlines() == [str(out / "0.png")], decoded
+    del arrays["name_0"]  # as files before it have it
+    np.savez(tokens, **arrays)
+    assert arvg("decode", graphs, tokens, "-o", tmp_path / "old").code == 0
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["0.png"]
 
 
 def test_tokenizer_is_opened_by_a_text_too(finished: Finished) -> None:
@@ -354,13 +399,13 @@ def test_odd_image_comes_back_in_its_size(
     encoded = arvg("encode", graphs, odd_image, odd_image, "-o", tokens)
     assert (encoded.code, encoded.out) == (0, f"{tokens}\n")
     decoded = arvg("decode", graphs, tokens, "-o", pictures)
-    assert decoded.out.splitlines() == [str(pictures / "0.png"), str(pictures / "1.png")]
+    assert decoded.out.splitlines() == [str(pictures / "odd.png"), str(pictures / "odd_1.png")]
 
     with np.load(tokens) as file:
         assert file["tokens_0"].shape == (1, 5, 7)
         assert file["tokens_0"].dtype == np.int32
         np.testing.assert_array_equal(file["tokens_0"], file["tokens_1"])
-    original, found = (np.asarray(Image.open(p)) for p in (odd_image, pictures / "0.png"))
+    original, found = (np.asarray(Image.open(p)) for p in (odd_image, pictures / "odd.png"))
     assert found.shape == original.shape == (37, 53, 3)
     np.testing.assert_array_equal(found, ImageTokenizer.open(graphs).round_trip(original))
     # The tokenizer is lossy; a shifted or flipped picture would be much further away.
@@ -490,3 +535,84 @@ def test_bytes_are_read_with_their_suffix(text: str, size: int) -> None:
 def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="no number of bytes"):
         Bytes().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ARVG_TRT_CACHE", "file", "file: is not a folder (set ARVG_TRT_CACHE"),
+        ("ARVG_TRT_CACHE", "file/cache", "file: is not a folder (set ARVG_TRT_CACHE"),
+        ("HOME", "file/me", "file: is not a folder (set ARVG_TRT_CACHE"),
+        ("HOME", "nowhere", "nowhere: is a link to gone, where nothing is (set ARVG_TRT_CACHE"),
+    ],
+)
+def test_a_cache_that_cannot_be_says_what_to_set(
+    variable: str, value: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to("gone")
+    for name in ("ARVG_TRT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / value))
+    for options in ((), ("--clear",)):
+        assert_refused(arvg("cache", *options), 9, words)
+    checks = json.loads(arvg("doctor", "--json").out)["checks"]
+    (row,) = (check for check in checks if check["what"] == "cache")
+    assert row["state"] == "problem" and words in row["detail"]
+    with pytest.raises(WorkspaceError, match="set ARVG_TRT_CACHE"):
+        own_folder(user_cache() / "bundles")
+
+
+def test_a_bundle_that_is_not_there_says_what_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (("verify", "b.tar"), ("unpack", "b.tar", "-o", "new")):
+        named = "b.tar: no such file (name a file that `arvg-trt bundle` wrote)"
+        assert_refused(arvg(*words), 9, named)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("recommend", "ws"), "Missing option '--gate'. What it has to reach"),
+        (("recommend", "ws"), "For example: arvg-trt recommend "),
+        (("analyze",), "For example: arvg-trt analyze model.onnx --target rtx4090"),
+        (("decode", "ws", "t.npz"), "A folder. For example: arvg-trt decode "),
+    ],
+)
+def test_what_is_missing_is_said_with_an_example(words: tuple[str, ...], said: str) -> None:
+    outcome = arvg(*words)
+    assert outcome.code == 2 and said in " ".join(outcome.err.split()), outcome
+
+
+def test_what_to_name_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    Path("folder").mkdir()
+    assert_refused(arvg("inspect", "gone"), 9, "no such file or folder (name a workspace")
+    assert_refused(arvg("inspect", "file"), 9, "nothing that arvg-trt writes (name a workspace")
+    outcome = arvg("analyze", "folder")
+    assert outcome.code == 4 and "folder: refused: is a folder: name the ONNX" in outcome.out
+    assert_refused(arvg("targets", "nope"), 6, "unknown target (nearest", "all: arvg-trt targets")
+    assert "A16: inputs in high precision" in arvg("recipes").out
+
+
+def test_diagnose_says_how_to_go_on(finished: Finished, workspace: Path) -> None:
+    options = ("--images", finished.validation, "--size", 64, "--samples", 2, "--raise", 1)
+    outcome = arvg("diagnose", workspace, *options)
+    assert outcome.code == 0, outcome
+    folder = workspace / "diagnose" / "int8"
+    assert outcome.out.splitlines()[-2] == str(folder)
+    assert outcome.out.splitlines()[-1] == (
+        f"with these sites raised: arvg-trt quantize {workspace} --name raised --plan "
+        f"{folder / 'plan.json'}"
+    )
+
+
+def test_why_says_which_recipes_and_names_there_are(workspace: Path) -> None:
+    outcome = arvg("why", "quantize", workspace, "--recipe", "var-w8a8")
+    assert_refused(outcome, 3, "var-w8a8: is for var models, and ", f"holds {MODEL}", "cosmos")
+    outcome = arvg("why", "quantize", workspace, "--name", "absent")
+    assert outcome.code == 0 and "no quantization absent is here; --name takes" in outcome.out
+    assert outcome.out.rstrip().endswith("int8")

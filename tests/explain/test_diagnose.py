@@ -12,6 +12,8 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
+from arvg_trt.explain.diagnose import built_by_tensorrt
+
 from ..command_line import Outcome, arvg, assert_refused
 
 RTX = ("--backend", "tensorrt_rtx", "--target", "sm89")
@@ -110,9 +112,22 @@ def test_graphs_that_build_are_said_to(tmp_path: Path) -> None:
         ),
     )
     out = tmp_path / "fail.onnx"
-    outcome = arvg("diagnose", "build-failure", workspace, *RTX, "-o", out)
-    assert (outcome.code, outcome.out) == (0, "every graph builds with fixed shapes\n"), outcome
+    command = ("diagnose", "build-failure", workspace, "-o", out)
+    said = "every graph builds with fixed shapes\n"
+    outcome = arvg(*command, *RTX)
+    assert (outcome.code, outcome.out) == (0, said), outcome
     assert not out.exists()
+
+    assert arvg("build", workspace).code == 0  # for the CPU, where no builder fails
+    assert_refused(arvg(*command), 3, "no build by TensorRT is known of int8", "--backend")
+    assert arvg("build", workspace, *RTX, "--half", "bfloat16").code == 0
+    (options,) = built_by_tensorrt(workspace, "int8")
+    assert (options.backend, options.targets, options.half) == (
+        *("tensorrt_rtx", ("sm89",)),
+        "bfloat16",
+    )
+    outcome = arvg(*command)  # as the engines that are there were built
+    assert (outcome.code, outcome.out) == (0, said), outcome
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -338,3 +339,25 @@ def test_builds_of_tensorrt_are_estimated_by_their_folders(
         assert row["memory"] > 200_000_000  # the builder's process alone takes so much
     quantized, half = (row["disk"] for row in builds)
     assert 0 < quantized < half < 50_000_000
+
+
+def test_a_workspace_in_use_is_planned_as_it_is_now(finished: Finished, workspace: Path) -> None:
+    """A half-written folder of the other process stays, though it looks like what a kill left."""
+    writing = workspace / "engines" / "int8" / ".onnxruntime.abc.tmp"
+    writing.mkdir()
+    with Workspace(workspace) as held:
+        assert Workspace(workspace).worker() == os.getpid()
+        before = digests(workspace)
+        dry = ("run", finished.recipe, "--workspace", workspace, "--dry-run")
+        for words in (dry, ("why", "build", workspace), ("predict", workspace, "--target", "t4")):
+            outcome = arvg(*words)
+            assert outcome.code == 0, outcome
+            said = f"process {os.getpid()} works in {workspace}: this is of what is there now\n"
+            assert outcome.err == (said if words[0] != "predict" else ""), outcome
+        assert digests(workspace) == before and writing.is_dir()
+        held.folder("engines", "int8", "onnxruntime")
+        assert not writing.exists()
+    assert Workspace(workspace).worker() is None
+    (workspace / ".lock").write_text("1")  # as a killed process leaves it
+    assert Workspace(workspace).worker() is None
+    assert arvg(*dry).err == ""

@@ -28,6 +28,6 @@ def test_it_keeps_a_photograph_in_four_codes_a_place(tmp_path: Path) -> None:
         assert found["tokens_0"].shape == (1, 8, 8, 4)
         assert len(np.unique(found["tokens_0"])) > 60
     assert arvg("decode", workspace, tokens, "-o", tmp_path / "out").code == 0
-    original, back = load_image(image), load_image(tmp_path / "out" / "0.png")
+    original, back = load_image(image), load_image(tmp_path / "out" / "a.png")
     flat = np.full_like(original, original.mean(axis=(0, 1)).round().astype(np.uint8))
     assert psnr(back, original) > psnr(flat, original) + 4

@@ -27,7 +27,7 @@ def test_pictures_become_tokens_and_pictures_again(workspace: Path, tmp_path: Pa
         assert found["tokens_0"].shape == (1, sum(side * side for side in SIDES))
         assert len(np.unique(found["tokens_0"])) > 40
     assert arvg("decode", workspace, tokens, "-o", tmp_path / "out").code == 0
-    original, back = load_image(image), load_image(tmp_path / "out" / "0.png")
+    original, back = load_image(image), load_image(tmp_path / "out" / "a.png")
     # Nine bits for each of 155 tokens say far more than the mean colour.
     flat = np.full_like(original, original.mean(axis=(0, 1)).round().astype(np.uint8))
     assert psnr(back, original) > psnr(flat, original) + 6

@@ -699,7 +699,8 @@ def test_file_in_the_place_of_a_workspace_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("mine")
     refuse(9, ("file", "not a folder"), "export", MODEL, path, untouched=(tmp_path,))
-    refuse(9, ("file", "Not a directory"), "export", MODEL, path / "ws", untouched=(tmp_path,))
+    words = (f"{path}: is not a folder", "name another folder")
+    refuse(9, words, "export", MODEL, path / "ws", untouched=(tmp_path,))
 
 
 @pytest.mark.parametrize("stage", ["export", "calibrate", "quantize", "build", "validate", "run"])

@@ -37,8 +37,8 @@ def test_rars_tokenizer_takes_images_of_any_size(
         assert found["tokens_1"].shape == (1, 4, 3)
     assert arvg("decode", folder, tokens, "-o", tmp_path / "out").code == 0
     wanted = from_model(model.decode(codes).numpy())
-    assert np.abs(load_image(tmp_path / "out" / "0.png").astype(int) - wanted).max() <= 1
-    assert load_image(tmp_path / "out" / "1.png").shape == (7, 5, 3)
+    assert np.abs(load_image(tmp_path / "out" / "a.png").astype(int) - wanted).max() <= 1
+    assert load_image(tmp_path / "out" / "odd.png").shape == (7, 5, 3)
 
 
 def test_a_workspace_without_graphs_is_refused(tmp_path: Path) -> None:

@@ -162,6 +162,23 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("classes", "example"), [(1000, "0,7,207,360"), (361, "0,7,207,360"), (10, "0,7"), (1, "0")]
+)
+def test_without_labels_the_classes_are_said(classes: int, example: str) -> None:
+    with pytest.raises(GenerationError) as caught:
+        parse_labels([], classes)
+    assert f"this model has {classes}: 0 to {classes - 1}" in str(caught.value)
+    assert str(caught.value).endswith(f"say --labels {example})")
+    assert max(parse_labels([example], classes)) < classes
+
+
+def test_no_labels_are_no_usage_error(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(generate(toy, "-o", out), 10, "no class is named", "--labels 0")
+    assert not out.exists()
+
+
 def test_nowhere_to_write_is_refused(toy: Path) -> None:
     assert_refused(generate(toy, "--labels", "0"), 10, "nowhere to write", "-o FOLDER")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -130,12 +131,31 @@ def test_the_same_engines_and_key_give_the_same_bytes(shipped: Shipped, tmp_path
     assert (tmp_path / "again.tar").read_bytes() == shipped.file.read_bytes()
 
 
+def test_a_bundle_without_an_engine_for_a_cpu_says_what_adds_one(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    workspace, words = tmp_path / "ws", ("--name", "int8", "-o", tmp_path / "b.tar")
+    shutil.copytree(shipped.workspace, workspace)
+    said = f"`arvg-trt build {workspace} --name int8 --backend cpu` adds one"
+    assert said not in arvg("bundle", workspace, *words).err
+    shutil.rmtree(workspace / "engines/int8/onnxruntime")
+    outcome = arvg("bundle", workspace, *words)
+    assert outcome.code == 0 and outcome.err.count("opens on a CPU") == 1, outcome
+    assert said in outcome.err
+    outcome = arvg("bundle", workspace, *words, "--no-kit", "--json")
+    assert said in outcome.err and json.loads(outcome.out)["groups"] == ["rtx-sm86-sm120"]
+
+
 def test_verify_says_what_opens_here_and_by_whom_it_is_signed(shipped: Shipped) -> None:
     outcome = arvg("verify", shipped.file, "--require-key", shipped.public)
     assert outcome.code == 0, outcome
     assert f"signed by {shipped.public}" in outcome.out
     assert "cpu: CPU, opens here" in outcome.out
     assert "rtx-sm86-sm120: exact engine, does not open here: " in outcome.out
+    kit = (
+        f"kit: a device with an NVIDIA GPU .* by `arvg-trt build --from {shipped.file}`; not here: "
+    )
+    assert re.search(f"^{kit}no NVIDIA driver", outcome.out, re.MULTILINE)
     found = json.loads(arvg("verify", shipped.file, "--json").out)
     assert found["chosen"] == "cpu"
     assert found["signed_by"] == [] and len(found["signatures"]) == 1
@@ -597,7 +617,7 @@ def test_a_device_without_torch_and_onnx_verifies_encodes_and_decodes(
     assert outcome.code == 0, outcome
     with np.load(tmp_path / "tokens.npz") as there, np.load(tmp_path / "here.npz") as here:
         assert np.array_equal(there["tokens_0"], here["tokens_0"])
-    assert (tmp_path / "images" / "0.png").is_file()
+    assert (tmp_path / "images" / "astronaut.png").is_file()
 
 
 def test_a_generator_generates_the_same_images_from_its_bundle(

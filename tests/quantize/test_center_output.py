@@ -44,9 +44,10 @@ def test_the_constant_is_the_exact_weights(
     case: tuple[CustomGraph, np.ndarray], tmp_path: Path
 ) -> None:
     own, _ = case
-    plan, _ = own.quantize(tmp_path / "q", smoothing="search")
+    plan, (row,) = own.quantize(tmp_path / "q", smoothing="search")
     (entry,) = plan.sites
     assert entry.activation is not None and entry.activation.centered
+    assert row.activation.endswith(", channels shifted")  # as the glossary has it
     packed, floats = load_packed_weights(tmp_path / "q" / "weights.safetensors")
     smoothing = floats.get(f"{entry.name}.smoothing", np.ones(C)).astype(np.float64)
     center = floats[f"{entry.name}.center"].astype(np.float64)

@@ -47,7 +47,7 @@ class Runs:
         self.count = 0
 
     def __call__(self, task: str, done: int, total: int) -> None:
-        self.count += task == "samples through full"
+        self.count += task == "rows of samples through full"
 
 
 def test_a_tensors_grids_are_its_ranges_without_a_run(

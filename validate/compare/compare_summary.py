@@ -81,11 +81,11 @@ def verdict_line(pair: ComparedPair, changed: Sequence[Row], open_rows: Sequence
         text = "Inconclusive: no metric could be compared with the baseline"
     else:
         text = "Same as the baseline"
-    gates = pair.new.gates
-    failed = sum(gate.verdict == "failed" for gate in gates)
-    undecided = sum(gate.verdict == INCONCLUSIVE for gate in gates)
-    text += f"; {failed} of {len(gates)} gates failed" if failed else ""
-    return text + (f"; {undecided} of {len(gates)} gates {INCONCLUSIVE}" if undecided else "")
+    for verdict in ("failed", INCONCLUSIVE):  # the gates and their figures are listed below
+        found = [gate.expression for gate in pair.new.gates if gate.verdict == verdict]
+        named = f"gate {code(found[0])}" if len(found) == 1 else f"{len(found)} gates"
+        text += f"; {named} {verdict}" if found else ""
+    return text
 
 
 def titles(rows: Sequence[Row]) -> str:
@@ -102,7 +102,8 @@ def what_line(pair: ComparedPair) -> str:
     if report.passed is False:
         return f"{', '.join(facts)}; {report.verdict}:"
     count = len(report.gates)
-    return f"{', '.join(facts)}; {f'{count} of {count} gates passed' if count else 'no gates'}."
+    passed = "its only gate passed" if count == 1 else f"all {count} gates passed"
+    return f"{', '.join(facts)}; {passed if count else 'no gates'}."
 
 
 def failed_gates(report: Report) -> list[str]:

@@ -87,12 +87,6 @@ def evaluate(
     if not source.exists():
         what = "name a workspace, a bundle, a .npz or a folder of images"
         raise WorkspaceError("no such file or folder", where=str(source), do=what)
-    if output is None:
-        raise RecipeError(
-            "images are made into a folder, from which a stopped evaluation goes on",
-            where=str(source),
-            do="name one with -o",
-        )
     return evaluate_generator(source, options, gates, output, reporter, access)
 
 
@@ -135,12 +129,16 @@ def evaluate_generator(
     source: Path,
     options: EvaluateOptions,
     gates: Sequence[Gate],
-    output: Path,
+    output: Path | None,
     reporter: Reporter,
     access: BundleAccess,
 ) -> Evaluation:
     graphs = located(source, options.device, access, reporter, wants="generator")
     folder, spec = placed_spec(graphs, options.device)
+    if output is None:
+        what = f"{options.count:,} images are made into a folder, where a stopped run goes on"
+        do = "name one with -o; --count says how many images"
+        raise RecipeError(what, where=str(source), do=do)
     network: FeatureNetwork | None = None
     if options.features is not None:
         network = open_feature_network(Path(options.features), spec.image_size, options.threads)
@@ -152,6 +150,7 @@ def evaluate_generator(
     left = missing(output, plan)
     made = sum(len(plan.numbers(shard)) for shard in left)
     if made:
+        reporter.say(f"images to make into {output}: {made:,}")
         make_images(graphs_folder(graphs), output, plan, left, options, reporter)
     seconds = time.monotonic() - start
     distribution: Distribution | None = None

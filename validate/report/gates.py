@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from ...errors import RecipeError, nearest
+from ...errors import RecipeError, bounded, nearest
 from ...quantize.facts import SiteRow
 from ...runtime.spec import DECODER
 from ..intervals.bootstrap import more_to_decide
@@ -163,6 +163,13 @@ def evaluate(
     `figure_at` gives a metric's interval at a level in (0, 1), for gates that ask for one.
     """
     return [_evaluate(gate, metrics.get(gate.metric), figure_at) for gate in gates]
+
+
+def verdict_text(results: Iterable[GateResult], verdict: Verdict) -> str:
+    """Return the gates of a verdict, each with what was measured; of many the first few."""
+    of_it = (gate for gate in results if gate.verdict == verdict)
+    texts = [f"gate {g.expression}" + (f" ({g.reason})" if g.reason else "") for g in of_it]
+    return bounded(texts, "gates")
 
 
 def advice(failed: Iterable[GateResult], sites: Iterable[SiteRow]) -> str:

@@ -46,6 +46,10 @@ INTERVALS = (
     "fewer than 8 samples by Student's t; of shares exact, for as many trials as images whose "
     "tokens go wrong together are worth. The worst of some samples has none."
 )
+SHIFTED = (
+    "Inputs called shifted have a constant subtracted before they are rounded, so that their range "
+    "lies round 0; where channels are shifted, each its own, the middle of its calibrated range."
+)
 ATTENTION_GRIDS = ("FP8", "INT")  # the beginnings of their formats
 NO_KERNELS = "No engine was built that shows its kernels."
 
@@ -81,6 +85,8 @@ def report_notes(report: Report) -> tuple[str, ...]:
     ]
     if report.calibration and SYNTHETIC not in report.data.calibration:
         notes += calibration_notes(report.calibration, noun(report))
+    if any("shifted" in site.activation for site in report.sites):
+        notes.append(SHIFTED)
     return (*notes, *attention_notes(report.sites, report.engines))
 
 

@@ -16,7 +16,7 @@ from .cells import CANDIDATES
 from .charts.latency import latency_charts
 from .charts.positions import position_charts
 from .files import encode_report
-from .gates import metric_of
+from .gates import metric_of, verdict_text
 from .generation_tables import generator_key_figures, same_seed_caption
 from .junit import junit
 from .notes import noun, report_notes
@@ -83,9 +83,9 @@ def _verdict(report: Report) -> Badge:
         return Badge("No gates were set", "plain")
     if failed:
         beside = f", {undecided} {INCONCLUSIVE}" if undecided else ""
-        return Badge(f"Failed: {failed} of {count} gates{beside}", "bad")
+        return Badge(f"Failed: {verdict_text(report.gates, 'failed')}{beside}", "bad")
     if undecided:
-        return Badge(f"Inconclusive: {undecided} of {count} gates", "warn")
+        return Badge(f"Inconclusive: {verdict_text(report.gates, 'inconclusive')}", "warn")
     doubtful = set(inconclusive_metrics(report))
     # A gate that asked for a level has read the interval already.
     plain = [gate for gate in report.gates if gate.n is None]

@@ -215,7 +215,29 @@ def test_memory_that_is_not_there_has_a_code_of_its_own(error: Exception, words:
 def test_paths_that_cannot_be_used_are_named(number: int, told: bool) -> None:
     path = "a/b" if told else None
     text = os_error_line(OSError(number, os.strerror(number), path))
-    assert (text == f"a/b: {os.strerror(number)}") is told
+    assert (text is not None and text.startswith(f"a/b: {os.strerror(number)} (")) is told
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("nowhere", "nowhere: is a link to gone, where nothing is (name another folder"),
+        ("nowhere/ws", "nowhere: is a link to gone, where nothing is (name another folder"),
+        ("circle", "circle: is a link to circle, where nothing is (name another folder"),
+        ("file", "file: is not a folder (name another folder as workspace)"),
+        ("file/ws", "file: is not a folder (name another folder as workspace)"),
+    ],
+)
+def test_what_is_in_the_way_of_a_workspace_is_named(
+    place: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("nowhere").symlink_to("gone")
+    Path("circle").symlink_to("circle")
+    assert_refused(arvg("export", MODEL, place), 9, words)
+    assert_refused(arvg("run", "cosmos-mini-int8", "--workspace", place, "--dry-run"), 9, words)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "nowhere", "circle"}
 
 
 @pytest.mark.parametrize("place", ["/proc/arvg", "/sys/arvg", "n" * 300, "d/" + "n" * 300])

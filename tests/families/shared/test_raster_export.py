@@ -156,7 +156,7 @@ def test_pictures_are_encoded_and_decoded(tiny: TinyExported, tmp_path: Path) ->
     assert arvg("encode", tiny.folder, picture, "-o", tokens).code == 0
     assert np.load(tokens)["tokens_0"].shape == (1, 4, 4)
     outcome = arvg("decode", tiny.folder, tokens, "-o", tmp_path / "back")
-    assert outcome.out == f"{tmp_path / 'back' / '0.png'}\n"
+    assert outcome.out == f"{tmp_path / 'back' / picture.name}\n"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from arvg_trt.benchmarks.fuzz.bundles import (
 )
 from arvg_trt.benchmarks.fuzz.files import FileKind
 from arvg_trt.benchmarks.fuzz.fuzz import attempt
-from arvg_trt.errors import IntegrityError
+from arvg_trt.errors import IntegrityError, WorkspaceError
 from arvg_trt.runtime.bundle.archive import read_members
 from arvg_trt.runtime.bundle.blobs import MOST_JSON
 from arvg_trt.runtime.bundle.layout import MOST_GROUPS
@@ -387,7 +387,7 @@ def test_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/zero")):
         with pytest.raises(IntegrityError, match="is a pipe or a device, not a bundle"):
             Bundle(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(WorkspaceError, match=r"missing\.tar: no such file .name a file that"):
         Bundle(tmp_path / "missing.tar")
 
 

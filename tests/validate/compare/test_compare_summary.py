@@ -52,7 +52,7 @@ def test_the_verdict_is_first_and_what_changed_stands_in_a_table(make_report: Ma
     worse, better = summary(good, bad), summary(bad, good)
     assert title(worse).startswith("### Worse than the baseline in ")
     assert title(better).startswith("### Better than the baseline in ")
-    assert "`grey-mini`, quantization `w8a8`; 1 of 1 gates passed." in worse
+    assert "`grey-mini`, quantization `w8a8`; its only gate passed." in worse
     head, _, folded = worse.partition("<details>")
     row = r"\| PSNR to the original \| .* \| \u2212[\d.]+ dB \| .* to .* \| \*\*worse\*\* \|"
     assert re.search(row, head)
@@ -94,7 +94,7 @@ def test_failed_gates_are_in_the_verdict_and_listed(make_report: MakeReport) -> 
     report = make_report().report
     failed = make_report(gates=("psnr>=99", "ssim>=0")).report
     text = summary(report, failed)
-    assert title(text) == "### Same as the baseline; 1 of 2 gates failed"
+    assert title(text) == "### Same as the baseline; gate `psnr>=99` failed"
     assert "- `psnr>=99`: psnr is " in text
 
 

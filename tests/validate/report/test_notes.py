@@ -9,6 +9,7 @@ from arvg_trt.validate.report.notes import report_notes
 
 from ..conftest import MakeReport
 
+SHIFTED = "the middle of its calibrated range"
 REST = "all else ran on the CPU, but FP32 where timed"
 
 
@@ -20,3 +21,11 @@ def test_what_else_ran_on_the_cpu_is_said_of_a_gpu_alone(make_report: MakeReport
     notes = report_notes(on_cpu)
     assert "engines/int8/onnxruntime ran on cpu." in notes
     assert not [note for note in notes if REST in note]
+
+
+def test_what_shifted_means_is_said_where_a_site_is(make_report: MakeReport) -> None:
+    made = make_report().report
+    assert not any(SHIFTED in note for note in report_notes(made))
+    site = msgspec.structs.replace(made.sites[0], activation="INT8 per-tensor, channels shifted")
+    shifted = msgspec.structs.replace(made, sites=(site, *made.sites[1:]))
+    assert sum(SHIFTED in note for note in report_notes(shifted)) == 1

@@ -93,8 +93,10 @@ def test_html_and_markdown_show_verdict_and_unexecuted_engines(
     markdown = (tmp_path / "report.md").read_text()
     assert '<span class="mark warn">built, not executed</span>' in html
     assert "**built, not executed**" in markdown
-    assert '<div class="verdict bad">Failed: 1 of 2 gates</div>' in html
-    assert "**Failed: 1 of 2 gates**" in markdown
+    (failed,) = (gate for gate in made.report.gates if not gate.passed)
+    assert failed.value is not None and f"psnr is {failed.value:.6g}" == failed.reason
+    assert f'<div class="verdict bad">Failed: gate psnr&gt;=99 ({failed.reason})</div>' in html
+    assert f"**Failed: gate psnr>=99 ({failed.reason})**" in markdown
     assert "The worst first, by PSNR" in html and "The worst first, by PSNR" in markdown
     assert "Difference \u00d78" in markdown
 
@@ -184,7 +186,7 @@ def test_an_open_gate_is_a_failure_of_its_own_type(make_report: MakeReport) -> N
     report = msgspec.structs.replace(make_report().report, gates=(gate,))
     failure = ElementTree.fromstring(junit(report)).find(".//failure")
     assert failure is not None and failure.get("type") == "inconclusive"
-    assert str(report_page(report, []).verdict) == "Inconclusive: 1 of 1 gates"
+    assert str(report_page(report, []).verdict) == "Inconclusive: gate psnr_drop<=0.3@95%"
 
 
 def test_a_missing_folder_is_refused(make_report: MakeReport, tmp_path: Path) -> None:

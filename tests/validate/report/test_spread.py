@@ -108,6 +108,14 @@ def test_the_line_of_the_terminal_is_rounded_as_the_report() -> None:
     )
 
 
+def test_the_line_of_the_terminal_says_which_tokens_are_of_the_same_seed() -> None:
+    generator = {"top1": 0.976, "token_agreement": 0.7107, "compression": 3.2}
+    assert summary(ValidationFacts(metrics=generator)) == (
+        "likeliest token equal 97.60 %, tokens equal (same seed) 71.07 %, "
+        "3.20\u00d7 smaller on disk"
+    )
+
+
 def test_the_line_of_the_terminal_says_what_is_open_and_what_is_slower() -> None:
     doubtful = ValidationFacts(metrics=METRICS, inconclusive=("psnr_drop", "speedup"))
     assert summary(doubtful) == (
