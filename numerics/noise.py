@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,14 @@ def rounding_sqnr_db(signal: float, noise: float) -> float:
     return decibels(max(signal, LEAST_SQUARES), max(noise, LEAST_SQUARES))
 
 
-def rounding_noise_db(exact: NDArray[np.floating], rounded: NDArray[np.floating]) -> float:
-    """Return the SQNR in dB of `exact` after rounding, both of one shape."""
+def rounding_noise_db(
+    exact: NDArray[np.floating], rounded: Callable[[slice], NDArray[np.floating]]
+) -> float:
+    """Return the SQNR in dB of `exact` after rounding; `rounded` returns rows of the result."""
     signal = noise = 0.0
-    exact, rounded = np.atleast_1d(exact), np.atleast_1d(rounded)
     for part in parts(exact):
         wide = exact[part].astype(np.float64)
-        error = rounded[part].astype(np.float64) - wide
+        error = rounded(part).astype(np.float64) - wide
         signal, noise = signal + float(np.sum(wide**2)), noise + float(np.sum(error**2))
     return rounding_sqnr_db(signal, noise)
 

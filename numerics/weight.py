@@ -5,6 +5,7 @@ Output channels are axis 0 of a weight. `weight_range` searches the range of a g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -28,6 +29,7 @@ from .weight_range import (
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
 LARGEST_EXPONENT = 8  # exponent of the largest power of two in E4M3
+PACKED = 2**20  # values whose bits are packed at once: they take 8 bytes each
 # With fewer bits a step is too large to be spent on preserving a sum.
 TAP_SUM_BITS = 4
 
@@ -68,6 +70,20 @@ class QuantizedWeight:
         rows = self.q.reshape(len(table), -1)
         magnitude = np.take_along_axis(table, np.abs(rows).astype(np.int64), axis=1)
         return (np.sign(rows) * magnitude).reshape(self.q.shape).astype(np.float32)
+
+    def dequantize_rows(self, part: slice) -> NDArray[np.float32]:
+        """Return what `dequantize` does, of some output channels."""
+        return self.rows(part).dequantize()
+
+    def rows(self, part: slice) -> QuantizedWeight:
+        """Return some output channels, which share the memory of all."""
+
+        def of(values: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+            return values if values is None or len(values) == 1 else values[part]
+
+        scale = of(self.scale)
+        assert scale is not None
+        return QuantizedWeight(self.format, self.q[part], scale, of(self.ratio), of(self.factor))
 
     @property
     def is_logarithmic(self) -> bool:
@@ -115,7 +131,7 @@ def quantize_weight(
     Raises:
         CalibrationError: a weight that is not finite.
     """
-    if not np.isfinite(weight).all():
+    if not all(np.isfinite(weight[part]).all() for part in parts(weight)):
         raise CalibrationError(
             "a weight that is to be rounded has NaN or infinity",
             do="check the checkpoint, and the scales of a plan that multiply it",
@@ -127,19 +143,15 @@ def quantize_weight(
     top = row_tops(weight.reshape(groups, -1))
     if groups == 1:
         return quantize_part(weight, top, weight_format, importance, tap_sums=False)
-    made = [
-        quantize_part(weight[part], top[part], weight_format, importance, tap_sums=tap_sums)
-        for part in parts(weight)
-    ]
-    if len(made) == 1:
-        return made[0]
-    ratios = [each.ratio for each in made if each.ratio is not None]
-    return QuantizedWeight(
-        weight_format,
-        np.concatenate([each.q for each in made]),
-        np.concatenate([each.scale for each in made]),
-        np.concatenate(ratios) if ratios else None,
-    )
+    q = np.empty_like(weight, np.int8)
+    scales, ratios = [], []
+    for part in parts(weight):
+        made = quantize_part(weight[part], top[part], weight_format, importance, tap_sums=tap_sums)
+        q[part] = made.q
+        scales.append(made.scale)
+        ratios += [] if made.ratio is None else [made.ratio]
+    ratio = np.concatenate(ratios) if ratios else None
+    return QuantizedWeight(weight_format, q, np.concatenate(scales), ratio)
 
 
 def quantize_part(
@@ -219,15 +231,34 @@ def preserve_kernel_sums(
 
 def pack_bits(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     """Pack integers of `bits` bits into ceil(size * bits / 8) bytes, high bits first."""
-    unsigned = (q.ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
-    return np.packbits(planes.ravel())
+    packed = np.empty(-(-q.size * bits // 8), np.uint8)
+    for rows in byte_parts(q):
+        start = rows.start * (q.size // max(1, len(q))) * bits // 8
+        unsigned = (q[rows].ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+        planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
+        part = np.packbits(planes.ravel())
+        packed[start : start + len(part)] = part
+    return packed
+
+
+def byte_parts(q: NDArray[np.int8]) -> Iterator[slice]:
+    """Yield slices of the first axis, each of a number of rows that 8 divides but for the last.
+
+    So each part begins a byte, whatever the bits.
+    """
+    step = max(8, PACKED * len(q) // max(1, q.size) // 8 * 8)
+    for start in range(0, len(q), step):
+        yield slice(start, start + step)
 
 
 def unpack_bits(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
     """Return the int8 values of `shape` that `pack_bits` packed."""
-    size = int(np.prod(shape))
-    planes = np.unpackbits(blob, count=size * bits).reshape(size, bits)
-    unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)
-    q: NDArray[np.int8] = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
-    return q.reshape(shape)
+    q = np.empty(shape, np.int8)
+    for rows in byte_parts(q):
+        size = q[rows].size
+        start = rows.start * (q.size // len(q)) * bits // 8
+        planes = np.unpackbits(blob[start:], count=size * bits).reshape(size, bits)
+        unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)
+        part = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+        q[rows] = part.reshape(q[rows].shape)
+    return q

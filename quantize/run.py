@@ -209,7 +209,7 @@ def round_weights(
             weight = quantized.weight(site)
             known = rounded.get(site.name)
             weights[site.name] = known.weight if known else quantized.nearest(weight, site)
-            noise = rounding_noise_db(weight, weights[site.name].dequantize())
+            noise = rounding_noise_db(weight, weights[site.name].dequantize_rows)
         sqnr_db = None
         if site.name in decided:
             entry = msgspec.structs.replace(entry, activation=quantized.filled(site))

@@ -197,7 +197,7 @@ def scaled_weight(
     """Return the weight [O, I, ...] that meets the scaled input."""
     weight = site_weight(graph, site)
     scale, _ = input_scaling(entry, scaling)
-    if scale is None:
+    if scale is None or np.all(scale == 1):
         return weight
     scaled: NDArray[np.float32] = weight * scale.reshape(1, -1, *(1,) * (weight.ndim - 2))
     return scaled

@@ -61,7 +61,9 @@ class SiteWeights:
         if self.center_output is not None:
             return self.center_output
         assert self.quantized is not None
-        return offset_output(self.quantized.dequantize(), self.offset)
+        rows = self.quantized.dequantize_rows
+        made = [offset_output(rows(part), self.offset) for part in parts(self.quantized.q)]
+        return np.concatenate(made)
 
 
 def offset_output(

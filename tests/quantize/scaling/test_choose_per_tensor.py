@@ -121,7 +121,7 @@ def test_candidates_of_one_large_weight_are_judged_in_turn(
         return judged_errors(*args)
 
     monkeypatch.setattr(trial_parts, "judged_errors", counted)
-    monkeypatch.setattr(trial_parts, "LARGEST_TRIAL", 2 * 24 * 16)
+    monkeypatch.setattr(trial_parts, "TRIAL_BYTES", 2 * 24 * 16)
     assert own.search(smoothing="search") == at_once
     assert len(runs) > 4 and {len(ways) for (ways,) in runs} <= {1, 2}
 
