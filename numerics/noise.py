@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AccuracyError, CalibrationError
-from .parts import parts
+from .parts import Weight, parts
 
 LEAST_SQUARES = 1e-30
 
@@ -43,9 +43,7 @@ def rounding_sqnr_db(signal: float, noise: float) -> float:
     return decibels(max(signal, LEAST_SQUARES), max(noise, LEAST_SQUARES))
 
 
-def rounding_noise_db(
-    exact: NDArray[np.floating], rounded: Callable[[slice], NDArray[np.floating]]
-) -> float:
+def rounding_noise_db(exact: Weight, rounded: Callable[[slice], NDArray[np.floating]]) -> float:
     """Return the SQNR in dB of `exact` after rounding; `rounded` returns rows of the result."""
     signal = noise = 0.0
     for part in parts(exact):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import CalibrationError
 from .blockwise import quantize_blocks
-from .parts import parts
+from .parts import ScaledWeight, Weight, parts
 from .scheme import WeightFormat
 from .weight_range import (
     NEARBY_BITS,
@@ -117,7 +117,7 @@ def log_table(
 
 
 def quantize_weight(
-    weight: NDArray[np.float32],
+    weight: Weight,
     weight_format: WeightFormat,
     importance: NDArray[np.float64] | None = None,
     *,
@@ -137,13 +137,16 @@ def quantize_weight(
             do="check the checkpoint, and the scales of a plan that multiply it",
         )
     if weight_format.block is not None:
-        in_blocks, scale, factor = quantize_blocks(weight, weight_format.block, importance)
+        whole = np.asarray(weight)
+        in_blocks, scale, factor = quantize_blocks(whole, weight_format.block, importance)
         return QuantizedWeight(weight_format, in_blocks, scale, factor=factor)
-    groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
-    top = row_tops(weight.reshape(groups, -1))
-    if groups == 1:
-        return quantize_part(weight, top, weight_format, importance, tap_sums=False)
-    q = np.empty_like(weight, np.int8)
+    if weight_format.granularity == "per_tensor" or len(weight) == 1:
+        whole = np.asarray(weight)
+        top = row_tops([whole.reshape(1, -1)])
+        return quantize_part(whole, top, weight_format, importance, tap_sums=False)
+    top = row_tops(weight[part].reshape(len(weight[part]), -1) for part in parts(weight))
+    held = weight.weight if isinstance(weight, ScaledWeight) else weight
+    q = np.empty_like(held, np.int8)
     scales, ratios = [], []
     for part in parts(weight):
         made = quantize_part(weight[part], top[part], weight_format, importance, tap_sums=tap_sums)

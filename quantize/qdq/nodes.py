@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...graph.builder import Inserter, constant
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
-from ...numerics.parts import parts
+from ...numerics.parts import Weight, parts
 from ...numerics.qparams import QParams, input_offset
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import FP8, QuantizedWeight
@@ -66,9 +66,7 @@ class SiteWeights:
         return np.concatenate(made)
 
 
-def offset_output(
-    weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
-) -> NDArray[np.float64]:
+def offset_output(weight: Weight, offset: NDArray[np.floating] | np.float32) -> NDArray[np.float64]:
     """Return what a weight [O, C, ...] makes of an input of `offset`, [O] in float64."""
     found = []
     for part in parts(weight):

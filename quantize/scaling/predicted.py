@@ -117,7 +117,8 @@ def predicted_scale(
     least, best = np.inf, np.ones_like(reach)
     limit = np.fmin.reduce(rough) * (1 + NEAR)
     for scale, about in zip(scales, rough, strict=True):
-        if about <= limit:
+        again = least < np.inf and np.array_equal(scale, best)
+        if about <= limit and not again:
             error = predicted_error(stats, readers, scale, bits, centered=centered)
             if error < least:
                 least, best = error, scale
