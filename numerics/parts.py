@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,3 +51,13 @@ def parts(array: NDArray[Any] | ScaledWeight, most: int | None = None) -> Iterat
     step = max(1, (most or PART) * len(array) // max(1, array.size))
     for start in range(0, len(array), step):
         yield slice(start, start + step)
+
+
+def made_in_parts(
+    array: NDArray[Any], make: Callable[[slice], NDArray[Any]]
+) -> NDArray[np.float32]:
+    """Return float32 values of an array's shape, of which `make` computes each part's."""
+    made = np.empty_like(array, np.float32)
+    for part in parts(array):
+        made[part] = make(part)
+    return made

@@ -73,19 +73,12 @@ def refine_uniform(
     top: NDArray[np.float64],
     fraction: NDArray[np.float64],
     n: int,
-    *,
-    sampled: bool,
 ) -> NDArray[np.float64]:
     """Return `fraction` [G] times that of `NEARBY_FRACTIONS` with the least measured error.
 
-    `top` [G] are the largest magnitudes of `rows` [G, M]. Where `sampled`, as of a whole weight, a
-    stride of them is measured.
+    `top` [G] are the largest magnitudes of what `rows` [G, M] are all or some of.
     """
     refined: NDArray[np.float64] = fraction.copy()
-    if sampled:
-        stride = max(1, rows.shape[1] // CHUNK)
-        rows = rows[:, ::stride]
-        importance = None if importance is None else importance[:, ::stride]
     step = max(1, CHUNK // rows.shape[1])
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
