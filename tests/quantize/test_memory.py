@@ -56,8 +56,6 @@ def stages(folder, rows, columns):
     return {
         "calibrate": lambda: workspace.calibrate(feeds=feeds, samples=2),
         "quantize": lambda: workspace.quantize(),
-        "build": lambda: workspace.build(backend="onnxruntime"),
-        "validate": lambda: workspace.validate(feeds=feeds, rounds=0),
     }
 
 for stage in stages(Path(sys.argv[1]) / "tiny", 16, 8).values():
@@ -75,9 +73,9 @@ print(json.dumps(peaks))
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's figures")
 def test_a_large_weight_is_quantized_in_a_few_copies(tmp_path: Path) -> None:
-    """The default search took 9.8 times the weight: six candidates at once, widened to floats.
+    """The default search took 10.6 times the weight: six candidates at once, widened to floats.
 
-    Builds took 4.4 times of it, to count in 8 bytes what a sum of 8 bits may reach.
+    Observers took a copy of their own, in another layout.
     """
     done = subprocess.run(
         [sys.executable, "-c", STAGES, str(tmp_path)], capture_output=True, text=True, check=True
@@ -85,5 +83,3 @@ def test_a_large_weight_is_quantized_in_a_few_copies(tmp_path: Path) -> None:
     peaks = json.loads(done.stdout.splitlines()[-1])
     assert peaks["calibrate"] < 0.5
     assert peaks["quantize"] < 3
-    assert peaks["build"] < 2.5
-    assert peaks["validate"] < 4
