@@ -30,6 +30,7 @@ from .weight_range import (
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
 LARGEST_EXPONENT = 8  # exponent of the largest power of two in E4M3
+ROUNDED = 2**20  # weights at once: what is computed of four times as many takes twice as long each
 # With fewer bits a step is too large to be spent on preserving a sum.
 TAP_SUM_BITS = 4
 
@@ -131,7 +132,7 @@ def quantize_weight(
     Raises:
         CalibrationError: a weight that is not finite.
     """
-    if not all(np.isfinite(weight[part]).all() for part in parts(weight)):
+    if not all(np.isfinite(weight[part]).all() for part in parts(weight, ROUNDED)):
         raise CalibrationError(
             "a weight that is to be rounded has NaN or infinity",
             do="check the checkpoint, and the scales of a plan that multiply it",
@@ -144,13 +145,13 @@ def quantize_weight(
     q, powers = np.empty_like(held, np.int8), weight_format.grid == "log2"
     if weight_format.granularity == "per_tensor" or len(weight) == 1:
         scale, ratio = search_one_scale(weight, weight_format, importance)
-        for part in parts(weight):
+        for part in parts(weight, ROUNDED):
             rows = weight[part].astype(np.float64).reshape(1, -1)
             q[part] = round_part(rows, weight[part].shape, scale, ratio, weight_format)
         return QuantizedWeight(weight_format, q, scale, None if powers else ratio)
-    top = row_tops(as_rows(weight[part]) for part in parts(weight))
+    top = row_tops(as_rows(weight[part]) for part in parts(weight, ROUNDED))
     scales, ratios = [], []
-    for part in parts(weight):
+    for part in parts(weight, ROUNDED):
         floats = weight[part]
         rows, columns = as_rows(floats.astype(np.float64)), column_weights(floats, importance)
         histogram = magnitude_histogram(rows, columns, top[part])
@@ -187,12 +188,12 @@ def search_one_scale(
         rows = weight[part].astype(np.float64).reshape(1, -1)
         return rows, None if columns is None else columns.reshape(1, -1)
 
-    top = row_tops([np.array([[np.abs(weight[part]).max() for part in parts(weight)]])])
+    top = row_tops([np.array([[np.abs(weight[part]).max() for part in parts(weight, ROUNDED)]])])
     stride, seen = max(1, weight.size // CHUNK), 0
     histogram: Any = 0.0
     sampled: list[NDArray[np.float64]] = []
     gains: list[NDArray[np.float64]] = []
-    for part in parts(weight):
+    for part in parts(weight, ROUNDED):
         rows, columns = flat(part)
         histogram = histogram + magnitude_histogram(rows, columns, top)
         chosen = slice(-seen % stride, None, stride)

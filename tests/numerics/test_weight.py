@@ -98,7 +98,7 @@ def test_a_weight_in_parts_is_rounded_as_the_whole(
     for module in ("weight", "weight_range"):
         monkeypatch.setattr(f"arvg_trt.numerics.{module}.CHUNK", weight[0].size // 2)
     whole = quantize_weight(weight, weight_format, importance, tap_sums=True)
-    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 2 * weight[0].size)
+    monkeypatch.setattr("arvg_trt.numerics.weight.ROUNDED", 2 * weight[0].size)
     parts = quantize_weight(weight, weight_format, importance, tap_sums=True)
     np.testing.assert_array_equal(parts.q, whole.q)
     np.testing.assert_array_equal(parts.scale, whole.scale)
@@ -119,7 +119,7 @@ def test_a_scaled_weight_is_rounded_as_its_product(
     weight = weight.T if transposed else weight
     scale = np.exp(np.random.default_rng(2).normal(size=32)).astype(np.float32)
     whole = quantize_weight(weight * scale, weight_format)
-    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 2 * 32)
+    monkeypatch.setattr("arvg_trt.numerics.weight.ROUNDED", 2 * 32)
     found = quantize_weight(ScaledWeight(weight, scale), weight_format)
     np.testing.assert_array_equal(found.q, whole.q)
     np.testing.assert_array_equal(found.scale, whole.scale)

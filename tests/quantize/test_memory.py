@@ -22,7 +22,8 @@ from arvg_trt.quantize.scaling import choose_per_tensor, predicted, trial_parts
 
 SMALL = 2**16
 ROWS, COLUMNS = 1024, 4096
-parts.PART = packing.PACKED = predicted.CACHED = weight.CHUNK = weight_range.CHUNK = SMALL
+parts.PART = packing.PACKED = predicted.CACHED = SMALL
+weight.ROUNDED = weight.CHUNK = weight_range.CHUNK = SMALL
 trial_parts.TRIAL_BYTES = choose_per_tensor.KEPT_BYTES = SMALL
 run.COPIED = ROWS * COLUMNS - 1
 
