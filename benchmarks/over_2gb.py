@@ -1,6 +1,6 @@
 """Take a graph with more weights than a Protobuf message holds, 2.15 GB, through every stage.
 
-python -m arvg_trt.benchmarks.over_2gb FOLDER [--smoothing search]
+python -m arvg_trt.benchmarks.over_2gb FOLDER [--smoothing 0]
 
 The opset is 17, so that the export has to convert that of the graph alone, and one product has
 nearly all weights. They are a file of zeros but for its first 16 KB, which takes no disk; every
@@ -89,7 +89,7 @@ def stages(folder: Path, smoothing: str) -> dict[str, list[str]]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--smoothing", default="0", show_default=True, help="Of `quantize`.")
+@click.option("--smoothing", default="search", show_default=True, help="Of `quantize`.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS)
 def main(folder: Path, smoothing: str, output: Path) -> None:
     """Run every stage in FOLDER, and write over_2gb.md and .json."""
@@ -102,7 +102,7 @@ def main(folder: Path, smoothing: str, output: Path) -> None:
         click.echo(f"{stage}: {found.seconds:.1f} s, peak {found.peak_mb:,.0f} MB")
     text = f"""# A graph with {weights / 1e9:.2f} GB of weights
 
-{(__doc__ or "").partition("search]")[2].strip()}
+{(__doc__ or "").partition("0]")[2].strip()}
 
 `quantize --smoothing {smoothing}`, W8A8, {SAMPLES} samples. Commit {source_commit()}.
 

@@ -76,3 +76,12 @@ def add_to_bias(
             return
     added = constant(graph, f"{prefix}.bias", addition.astype(np.float32).reshape(shape))
     insert_behind(graph, value, "Add", added, f"{prefix}/Add_offset")
+
+
+def forget_constants(graph: ir.Graph) -> None:
+    """Let go of what the initializers of a graph hold, once it is written or serialized.
+
+    A graph refers to itself, so that they would wait for the garbage collector.
+    """
+    for value in graph.initializers.values():
+        value.const_value = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AccuracyError, CalibrationError
-from .parts import parts
+from .parts import Weight, parts
 
 LEAST_SQUARES = 1e-30
 
@@ -42,13 +43,12 @@ def rounding_sqnr_db(signal: float, noise: float) -> float:
     return decibels(max(signal, LEAST_SQUARES), max(noise, LEAST_SQUARES))
 
 
-def rounding_noise_db(exact: NDArray[np.floating], rounded: NDArray[np.floating]) -> float:
-    """Return the SQNR in dB of `exact` after rounding, both of one shape."""
+def rounding_noise_db(exact: Weight, rounded: Callable[[slice], NDArray[np.floating]]) -> float:
+    """Return the SQNR in dB of `exact` after rounding; `rounded` returns rows of the result."""
     signal = noise = 0.0
-    exact, rounded = np.atleast_1d(exact), np.atleast_1d(rounded)
     for part in parts(exact):
         wide = exact[part].astype(np.float64)
-        error = rounded[part].astype(np.float64) - wide
+        error = rounded(part).astype(np.float64) - wide
         signal, noise = signal + float(np.sum(wide**2)), noise + float(np.sum(error**2))
     return rounding_sqnr_db(signal, noise)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,10 +21,11 @@ from safetensors.numpy import save
 
 from ..errors import WorkspaceError
 from .scheme import WeightFormat
-from .weight import QuantizedWeight, pack_bits, unpack_bits
+from .weight import QuantizedWeight
 
 SCHEMA = "arvg-trt/weights/v1"
 HEADER = "arvg-trt"
+PACKED = 2**20  # values whose bits are packed at once: they take 8 bytes each
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -137,3 +138,38 @@ def require_sizes(weight: QuantizedWeight, site: str) -> None:
 def optional(tensors: dict[str, NDArray[np.generic]], name: str) -> NDArray[np.float32] | None:
     found = tensors.pop(name, None)
     return None if found is None else found.astype(np.float32)
+
+
+def pack_bits(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """Pack integers of `bits` bits into ceil(size * bits / 8) bytes, high bits first."""
+    packed = np.empty(-(-q.size * bits // 8), np.uint8)
+    for rows in byte_parts(q):
+        start = rows.start * (q.size // max(1, len(q))) * bits // 8
+        unsigned = (q[rows].ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+        planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
+        part = np.packbits(planes.ravel())
+        packed[start : start + len(part)] = part
+    return packed
+
+
+def byte_parts(q: NDArray[np.int8]) -> Iterator[slice]:
+    """Yield slices of the first axis, each of a number of rows that 8 divides but for the last.
+
+    So each part begins a byte, whatever the bits.
+    """
+    step = max(8, PACKED * len(q) // max(1, q.size) // 8 * 8)
+    for start in range(0, len(q), step):
+        yield slice(start, start + step)
+
+
+def unpack_bits(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
+    """Return the int8 values of `shape` that `pack_bits` packed."""
+    q = np.empty(shape, np.int8)
+    for rows in byte_parts(q):
+        size = q[rows].size
+        start = rows.start * (q.size // len(q)) * bits // 8
+        planes = np.unpackbits(blob[start:], count=size * bits).reshape(size, bits)
+        unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)
+        part = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
+        q[rows] = part.reshape(q[rows].shape)
+    return q

@@ -1,4 +1,4 @@
-"""Define weight grids: symmetric uniform and logarithmic, 2 to 8 bits, and how they are packed.
+"""Define weight grids: symmetric uniform and logarithmic, 2 to 8 bits.
 
 Output channels are axis 0 of a weight. `weight_range` searches the range of a grid.
 """
@@ -6,6 +6,7 @@ Output channels are axis 0 of a weight. `weight_range` searches the range of a g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from ..errors import CalibrationError
 from .blockwise import quantize_blocks
-from .parts import parts
+from .parts import ScaledWeight, Weight, parts
 from .scheme import WeightFormat
 from .weight_range import (
+    CHUNK,
     NEARBY_BITS,
     log_ratios,
     magnitude_histogram,
@@ -28,6 +30,7 @@ from .weight_range import (
 FP8 = ml_dtypes.float8_e4m3fn
 FP8_MAX = 448.0
 LARGEST_EXPONENT = 8  # exponent of the largest power of two in E4M3
+ROUNDED = 2**20  # weights at once: what is computed of four times as many takes twice as long each
 # With fewer bits a step is too large to be spent on preserving a sum.
 TAP_SUM_BITS = 4
 
@@ -69,6 +72,20 @@ class QuantizedWeight:
         magnitude = np.take_along_axis(table, np.abs(rows).astype(np.int64), axis=1)
         return (np.sign(rows) * magnitude).reshape(self.q.shape).astype(np.float32)
 
+    def dequantize_rows(self, part: slice) -> NDArray[np.float32]:
+        """Return what `dequantize` does, of some output channels."""
+        return self.rows(part).dequantize()
+
+    def rows(self, part: slice) -> QuantizedWeight:
+        """Return some output channels, which share the memory of all."""
+
+        def of(values: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+            return values if values is None or len(values) == 1 else values[part]
+
+        scale = of(self.scale)
+        assert scale is not None
+        return QuantizedWeight(self.format, self.q[part], scale, of(self.ratio), of(self.factor))
+
     @property
     def is_logarithmic(self) -> bool:
         """Return whether `q` are levels of a table, which no operator of ONNX reads."""
@@ -101,7 +118,7 @@ def log_table(
 
 
 def quantize_weight(
-    weight: NDArray[np.float32],
+    weight: Weight,
     weight_format: WeightFormat,
     importance: NDArray[np.float64] | None = None,
     *,
@@ -115,73 +132,124 @@ def quantize_weight(
     Raises:
         CalibrationError: a weight that is not finite.
     """
-    if not np.isfinite(weight).all():
+    if not all(np.isfinite(weight[part]).all() for part in parts(weight, ROUNDED)):
         raise CalibrationError(
             "a weight that is to be rounded has NaN or infinity",
             do="check the checkpoint, and the scales of a plan that multiply it",
         )
     if weight_format.block is not None:
-        in_blocks, scale, factor = quantize_blocks(weight, weight_format.block, importance)
+        whole = np.asarray(weight)
+        in_blocks, scale, factor = quantize_blocks(whole, weight_format.block, importance)
         return QuantizedWeight(weight_format, in_blocks, scale, factor=factor)
-    groups = 1 if weight_format.granularity == "per_tensor" else weight.shape[0]
-    top = row_tops(weight.reshape(groups, -1))
-    if groups == 1:
-        return quantize_part(weight, top, weight_format, importance, tap_sums=False)
-    made = [
-        quantize_part(weight[part], top[part], weight_format, importance, tap_sums=tap_sums)
-        for part in parts(weight)
-    ]
-    if len(made) == 1:
-        return made[0]
-    ratios = [each.ratio for each in made if each.ratio is not None]
-    return QuantizedWeight(
-        weight_format,
-        np.concatenate([each.q for each in made]),
-        np.concatenate([each.scale for each in made]),
-        np.concatenate(ratios) if ratios else None,
-    )
+    held = weight.weight if isinstance(weight, ScaledWeight) else weight
+    q, powers = np.empty_like(held, np.int8), weight_format.grid == "log2"
+    if weight_format.granularity == "per_tensor" or len(weight) == 1:
+        scale, ratio = search_one_scale(weight, weight_format, importance)
+        for part in parts(weight, ROUNDED):
+            rows = weight[part].astype(np.float64).reshape(1, -1)
+            q[part] = round_part(rows, weight[part].shape, scale, ratio, weight_format)
+        return QuantizedWeight(weight_format, q, scale, None if powers else ratio)
+    top = row_tops(as_rows(weight[part]) for part in parts(weight, ROUNDED))
+    scales, ratios = [], []
+    for part in parts(weight, ROUNDED):
+        floats = weight[part]
+        rows, columns = as_rows(floats.astype(np.float64)), column_weights(floats, importance)
+        histogram = magnitude_histogram(rows, columns, top[part])
+        scale, ratio = search_grid(histogram, rows, columns, top[part], weight_format)
+        q[part] = round_part(rows, floats.shape, scale, ratio, weight_format, tap_sums=tap_sums)
+        scales.append(scale)
+        ratios += [] if ratio is None or powers else [ratio]
+    found = np.concatenate(ratios) if ratios else None
+    return QuantizedWeight(weight_format, q, np.concatenate(scales), found)
 
 
-def quantize_part(
-    weight: NDArray[np.float32],
+def as_rows(weight: NDArray[Any]) -> NDArray[Any]:
+    """Return a weight [O, I, ...] as [O, M]."""
+    return weight.reshape(len(weight), -1)
+
+
+def column_weights(
+    weight: NDArray[np.float32], importance: NDArray[np.float64] | None
+) -> NDArray[np.float64] | None:
+    """Return what counts the error of each weight, [O, M]."""
+    if importance is None:
+        return None
+    shape = (1, -1) + (1,) * (weight.ndim - 2)
+    return as_rows(np.broadcast_to(importance.reshape(shape), weight.shape))
+
+
+def search_one_scale(
+    weight: Weight, weight_format: WeightFormat, importance: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return the scale and the ratio of a whole weight, [1] each; errors are of a stride of it."""
+
+    def flat(part: slice) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        columns = column_weights(weight[part], importance)
+        rows = weight[part].astype(np.float64).reshape(1, -1)
+        return rows, None if columns is None else columns.reshape(1, -1)
+
+    top = row_tops([np.array([[np.abs(weight[part]).max() for part in parts(weight, ROUNDED)]])])
+    stride, seen = max(1, weight.size // CHUNK), 0
+    histogram: Any = 0.0
+    sampled: list[NDArray[np.float64]] = []
+    gains: list[NDArray[np.float64]] = []
+    for part in parts(weight, ROUNDED):
+        rows, columns = flat(part)
+        histogram = histogram + magnitude_histogram(rows, columns, top)
+        chosen = slice(-seen % stride, None, stride)
+        sampled.append(rows[:, chosen])
+        gains += [] if columns is None else [columns[:, chosen]]
+        seen += rows.size
+    gain = np.concatenate(gains, axis=1) if gains else None
+    return search_grid(histogram, np.concatenate(sampled, axis=1), gain, top, weight_format)
+
+
+def search_grid(
+    histogram: NDArray[np.float64],
+    rows: NDArray[np.float64],
+    columns: NDArray[np.float64] | None,
     top: NDArray[np.float64],
     weight_format: WeightFormat,
-    importance: NDArray[np.float64] | None,
-    *,
-    tap_sums: bool,
-) -> QuantizedWeight:
-    """Round some output channels of a weight; of each group `top` [G] is the largest magnitude."""
-    groups = len(top)
-    rows = weight.astype(np.float64).reshape(groups, -1)
-    columns = None
-    if importance is not None:
-        shape = (1, -1) + (1,) * (weight.ndim - 2)
-        columns = np.broadcast_to(importance.reshape(shape), weight.shape).reshape(groups, -1)
-    histogram = magnitude_histogram(rows, columns, top)
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return the scales and ratios [G] of groups `rows` [G, M] with largest magnitudes `top`."""
     n = 2 ** (weight_format.bits - 1) - 1
     if weight_format.grid == "fp8":
-        scale = (top / FP8_MAX).astype(np.float32)
-        values = (rows / scale.astype(np.float64)[:, None]).clip(-FP8_MAX, FP8_MAX).astype(FP8)
-        return QuantizedWeight(weight_format, values.view(np.int8).reshape(weight.shape), scale)
+        return (top / FP8_MAX).astype(np.float32), None
     if weight_format.grid == "uniform":
         fraction = search_uniform(histogram, n)
         if weight_format.bits >= NEARBY_BITS:
-            whole = weight_format.granularity == "per_tensor"
-            fraction = refine_uniform(rows, columns, top, fraction, n, sampled=whole)
-        scale = (top * fraction / n).astype(np.float32)
+            fraction = refine_uniform(rows, columns, top, fraction, n)
+        return (top * fraction / n).astype(np.float32), None
+    powers = weight_format.grid == "log2"
+    fraction, ratio = search_log(histogram, n, [0.5] if powers else log_ratios(n))
+    return (top * fraction).astype(np.float32), ratio.astype(np.float32)
+
+
+def round_part(
+    rows: NDArray[np.float64],
+    shape: tuple[int, ...],
+    scale: NDArray[np.float32],
+    ratio: NDArray[np.float32] | None,
+    weight_format: WeightFormat,
+    *,
+    tap_sums: bool = False,
+) -> NDArray[np.int8]:
+    """Round output channels of a `shape`, as `rows` of one scale each [G, M], to their grids."""
+    n = 2 ** (weight_format.bits - 1) - 1
+    if weight_format.grid == "fp8":
+        values = (rows / scale.astype(np.float64)[:, None]).clip(-FP8_MAX, FP8_MAX).astype(FP8)
+        return values.view(np.int8).reshape(shape)
+    if weight_format.grid == "uniform":
         exact = rows / scale.astype(np.float64)[:, None]
         q = np.clip(np.round(exact), -n, n)
-        if tap_sums and weight.ndim > 2 and weight_format.bits >= TAP_SUM_BITS:
-            kernels = (*weight.shape[:2], -1)
+        if tap_sums and len(shape) > 2 and weight_format.bits >= TAP_SUM_BITS:
+            kernels = (*shape[:2], -1)
             q = preserve_kernel_sums(exact.reshape(kernels), q.reshape(kernels), n)
-        return QuantizedWeight(weight_format, q.reshape(weight.shape).astype(np.int8), scale)
-    powers = weight_format.grid == "log2"
-    fraction, wide_ratio = search_log(histogram, n, [0.5] if powers else log_ratios(n))
-    scale, ratio = (top * fraction).astype(np.float32), wide_ratio.astype(np.float32)
+        return q.reshape(shape).astype(np.int8)
+    assert ratio is not None
     table = log_table(scale, ratio, weight_format.bits).astype(np.float64)
-    q = np.copysign(nearest_magnitudes(np.abs(rows), table), rows).astype(np.int8)
-    kept = None if powers else ratio
-    return QuantizedWeight(weight_format, q.reshape(weight.shape), scale, kept)
+    magnitudes = np.copysign(nearest_magnitudes(np.abs(rows), table), rows)
+    return magnitudes.astype(np.int8).reshape(shape)
 
 
 def nearest_magnitudes(
@@ -215,19 +283,3 @@ def preserve_kernel_sums(
     rank = np.argsort(np.argsort(-toward, axis=2, kind="stable"), axis=2)
     moved: NDArray[np.float64] = q + np.where(rank < np.abs(excess), np.sign(excess), 0.0)
     return np.clip(moved, -n, n)
-
-
-def pack_bits(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """Pack integers of `bits` bits into ceil(size * bits / 8) bytes, high bits first."""
-    unsigned = (q.ravel().astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    planes = np.unpackbits(unsigned[:, None], axis=1)[:, 8 - bits :]
-    return np.packbits(planes.ravel())
-
-
-def unpack_bits(blob: NDArray[np.uint8], bits: int, shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Return the int8 values of `shape` that `pack_bits` packed."""
-    size = int(np.prod(shape))
-    planes = np.unpackbits(blob, count=size * bits).reshape(size, bits)
-    unsigned = np.packbits(planes, axis=1, bitorder="big").ravel() >> (8 - bits)
-    q: NDArray[np.int8] = (unsigned.astype(np.int16) - 2 ** (bits - 1)).astype(np.int8)
-    return q.reshape(shape)

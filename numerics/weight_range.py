@@ -6,7 +6,7 @@ that each weight multiplies; uniform grids of more bits once more by measured er
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,13 @@ NEARBY_BITS = 5
 CHUNK = 2**20  # weights whose errors are measured at once
 
 
-def row_tops(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return max |w| of each group, [G]; a group of zeros gets the median of the others."""
-    top: NDArray[np.float64] = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
+def row_tops(parts: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
+    """Return max |w| of each group, [G], of parts of them [g, M].
+
+    A group of zeros gets the median of the others.
+    """
+    tops = [np.maximum(rows.max(axis=1), -rows.min(axis=1)) for rows in parts]
+    top: NDArray[np.float64] = np.concatenate(tops).astype(np.float64)
     dead = top < LEAST_WEIGHT
     top[dead] = np.median(top[~dead]) if not dead.all() else 1.0
     return top
@@ -69,19 +73,12 @@ def refine_uniform(
     top: NDArray[np.float64],
     fraction: NDArray[np.float64],
     n: int,
-    *,
-    sampled: bool,
 ) -> NDArray[np.float64]:
     """Return `fraction` [G] times that of `NEARBY_FRACTIONS` with the least measured error.
 
-    `top` [G] are the largest magnitudes of `rows` [G, M]. Where `sampled`, as of a whole weight, a
-    stride of them is measured.
+    `top` [G] are the largest magnitudes of what `rows` [G, M] are all or some of.
     """
     refined: NDArray[np.float64] = fraction.copy()
-    if sampled:
-        stride = max(1, rows.shape[1] // CHUNK)
-        rows = rows[:, ::stride]
-        importance = None if importance is None else importance[:, ::stride]
     step = max(1, CHUNK // rows.shape[1])
     for start in range(0, len(rows), step):
         part = slice(start, start + step)

@@ -14,6 +14,7 @@ from ..graph.builder import constant, constant_array
 from ..graph.edit import add_to_bias
 from ..graph.linears import gemm_transposes, site_node
 from ..graph.sites import FoldPart, Site
+from ..numerics.parts import made_in_parts, parts
 
 # Norms with a scale and a bias a channel as their second and third input.
 NORMS = (
@@ -90,12 +91,17 @@ def norm_behind(node: ir.Node) -> ir.Node:
 def change(graph: ir.Graph, part: FoldPart, operation: np.ufunc, by: NDArray[np.floating]) -> None:
     """Divide a part of an initializer by `by` [C], or subtract it, in float64."""
     value = graph.initializers[part.initializer]
-    wide = constant_array(value).astype(np.float64)
-    where = [slice(None)] * wide.ndim
+    changed = constant_array(value).astype(np.float32)
+    where = [slice(None)] * changed.ndim
     where[part.axis] = slice(part.start, part.start + len(by))
-    shaped = by.astype(np.float64).reshape([-1 if k == part.axis else 1 for k in range(wide.ndim)])
-    wide[tuple(where)] = operation(wide[tuple(where)], shaped)
-    value.const_value = ir.tensor(wide.astype(np.float32), name=part.initializer)
+    inside = changed[tuple(where)]
+    shaped = by.astype(np.float64).reshape(
+        [-1 if k == part.axis else 1 for k in range(inside.ndim)]
+    )
+    operand = np.broadcast_to(shaped, inside.shape)
+    for rows in parts(inside):
+        inside[rows] = operation(inside[rows].astype(np.float64), operand[rows])
+    value.const_value = ir.tensor(changed, name=part.initializer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +184,10 @@ def scale_weight(graph: ir.Graph, site: Site, folded: ChannelFold) -> None:
     assert site.weight is not None
     value = graph.initializers[site.weight]
     by = folded.scale if gemm_transposes(site_node(graph, site)) else folded.scale[:, None]
-    wide = constant_array(value).astype(np.float64) * by
-    value.const_value = ir.tensor(wide.astype(np.float32), name=site.weight)
+    held = constant_array(value)
+    factor = np.broadcast_to(by, held.shape)
+    scaled = made_in_parts(held, lambda part: held[part].astype(np.float64) * factor[part])
+    value.const_value = ir.tensor(scaled, name=site.weight)
 
 
 def shift_output(graph: ir.Graph, site: Site, folded: ChannelFold) -> None:

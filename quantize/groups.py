@@ -25,19 +25,21 @@ Floats = NDArray[np.float64]
 class Readers:
     """Summarize what the products that read a tensor [N, C, ...] do with its channels.
 
-    `peaks` has max |W| over a kernel's elements for each reader, [O, C]; `energy` [C] is the sum of
-    W^2 over readers, outputs and kernel elements; `taps` the kernel size of each reader.
+    `peaks` has for each reader what is largest in magnitude over a kernel's elements, [O, C]: of a
+    linear the weight itself, so that none is copied. `energy` [C] is the sum of W^2 over readers,
+    outputs and kernel elements; `taps` the kernel size of each reader.
     """
 
-    peaks: tuple[Floats, ...]
+    peaks: tuple[NDArray[np.floating], ...]
     energy: Floats
     taps: tuple[int, ...]
 
     @property
     def absmax(self) -> Floats:
         """Return max |W| by input channel, [C]."""
-        largest: Floats = np.max([peak.max(axis=0) for peak in self.peaks], axis=0)
-        return largest.astype(np.float64)
+        ends = [np.maximum(peak.max(axis=0), -peak.min(axis=0)) for peak in self.peaks]
+        largest: Floats = np.max(ends, axis=0).astype(np.float64)
+        return largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +228,12 @@ def is_padded(graph: ir.Graph, site: Site) -> bool:
 
 
 def summarize(graph: ir.Graph, sites: Sequence[Site]) -> Readers:
-    """Return peaks and energies of the weights of `sites`; one weight is in memory at a time."""
+    """Return peaks and energies of the weights of `sites`; mapped weights stay in their file."""
     peaks, taps, energies = [], [], []
     for site in sites:
         weight = site_weight(graph, site)
         by_tap = weight.reshape(*weight.shape[:2], -1)
-        peaks.append(np.abs(by_tap).max(axis=2))
+        peaks.append(by_tap[..., 0] if by_tap.shape[2] == 1 else np.abs(by_tap).max(axis=2))
         taps.append(by_tap.shape[2])
         energies.append(np.einsum("oit,oit->i", by_tap, by_tap, dtype=np.float64))
     return Readers(tuple(peaks), np.sum(energies, axis=0), tuple(taps))

@@ -21,6 +21,7 @@ from ..graph.edit import insert_behind
 from ..graph.linears import LINEAR_OPS, site_node
 from ..graph.sites import Site
 from ..numerics.gptq import STEPS, compensate
+from ..numerics.parts import Weight
 from ..numerics.qparams import QParams
 from ..numerics.scheme import SitePlan
 from ..numerics.weight import QuantizedWeight
@@ -49,8 +50,8 @@ class RoundingTask:
     view: SmoothedInput
     qparams: QParams | None
     count: int
-    weight: Callable[[], NDArray[np.float32]]
-    nearest: Callable[[NDArray[np.float32]], QuantizedWeight]
+    weight: Callable[[], Weight]
+    nearest: Callable[[Weight], QuantizedWeight]
 
     @staticmethod
     def needed(entry: SitePlan, *, correct: bool) -> bool:
@@ -87,8 +88,8 @@ def round_sites(
 
 
 def rounded_weight(
-    weight: NDArray[np.float32],
-    nearest: Callable[[NDArray[np.float32]], QuantizedWeight],
+    weight: Weight,
+    nearest: Callable[[Weight], QuantizedWeight],
     moments: HessianSums,
     *,
     compensates: bool,
@@ -98,7 +99,7 @@ def rounded_weight(
     """Round a weight with the moments of what its product is fed."""
     codes = nearest(weight)
     if compensates and moments.square is not None:
-        codes = compensate(weight, codes, moments.square, moments.count, steps)
+        codes = compensate(np.asarray(weight), codes, moments.square, moments.count, steps)
     return Rounded(codes, mean_shift(weight, codes, moments) if correct else None)
 
 
@@ -204,11 +205,11 @@ def kernel_of(node: ir.Node, site: Site) -> Kernel | None:
 
 
 def mean_shift(
-    weight: NDArray[np.float32], rounded: QuantizedWeight, moments: HessianSums
+    weight: Weight, rounded: QuantizedWeight, moments: HessianSums
 ) -> NDArray[np.float64]:
     """Return W E[x] - Q(W) E[Q(x)], [O]."""
     assert moments.plain is not None and moments.rounded is not None
-    exact = weight.reshape(len(weight), -1).astype(np.float64)
+    exact = np.asarray(weight).reshape(len(weight), -1).astype(np.float64)
     found = rounded.dequantize().reshape(exact.shape).astype(np.float64)
     shift: NDArray[np.float64] = (exact @ moments.plain - found @ moments.rounded) / max(
         1, moments.count

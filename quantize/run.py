@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ..calibrate.calibration_run import CalibrationRun
 from ..calibrate.observers.smoothed import SmoothedInput
 from ..calibrate.statistics import Statistics
+from ..graph.edit import forget_constants
 from ..graph.io import load_graph
 from ..graph.linears import site_node
 from ..graph.sites import NO_WEIGHT, Site, SiteMap
 from ..numerics.noise import rounding_noise_db
+from ..numerics.parts import Weight
 from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, Plan, SitePlan
 from ..numerics.weight import QuantizedWeight
@@ -63,10 +63,10 @@ class QuantizedGraphs(Protocol):
     def rounding_input(self, site: Site) -> tuple[SmoothedInput, QParams | None]:
         """Return what the product of a site is fed, and how that is rounded."""
 
-    def weight(self, site: Site) -> NDArray[np.float32]:
+    def weight(self, site: Site) -> Weight:
         """Return the weight [O, I, ...] that meets a site's scaled input."""
 
-    def nearest(self, weight: NDArray[np.float32], site: Site) -> QuantizedWeight:
+    def nearest(self, weight: Weight, site: Site) -> QuantizedWeight:
         """Return a site's weight rounded to nearest."""
 
     def filled(self, site: Site) -> ActivationFormat | None:
@@ -139,6 +139,8 @@ def quantize_model(
     weights, plan, results = round_weights(run, planned, groups, quantized, rounded)
     # Q/DQ
     quantized.write(output, weights, rounded)
+    for graph in graphs.values():
+        forget_constants(graph)
     return plan, results
 
 
@@ -209,7 +211,7 @@ def round_weights(
             weight = quantized.weight(site)
             known = rounded.get(site.name)
             weights[site.name] = known.weight if known else quantized.nearest(weight, site)
-            noise = rounding_noise_db(weight, weights[site.name].dequantize())
+            noise = rounding_noise_db(weight, weights[site.name].dequantize_rows)
         sqnr_db = None
         if site.name in decided:
             entry = msgspec.structs.replace(entry, activation=quantized.filled(site))

@@ -22,6 +22,7 @@ from ..graph.builder import constant_array
 from ..graph.linears import site_weight
 from ..graph.sites import CONSTANT_ROLES, Site, SiteMap
 from ..numerics.packing import save_packed_weights
+from ..numerics.parts import ScaledWeight, Weight
 from ..numerics.qparams import QParams, input_offset
 from ..numerics.scheme import ActivationFormat, SitePlan
 from ..numerics.weight import QuantizedWeight, quantize_weight
@@ -90,12 +91,12 @@ class SeparateGraphs:
         )
         return smoothed, decision.qparams.deployed() if decision else None
 
-    def weight(self, site: Site) -> NDArray[np.float32]:
+    def weight(self, site: Site) -> Weight:
         """Return the weight [O, I, ...] that meets a site's scaled input."""
         graph = self.models[site.graph].graph
         return scaled_weight(graph, site, self.entries[site.name], self._scaling(site))
 
-    def nearest(self, weight: NDArray[np.float32], site: Site) -> QuantizedWeight:
+    def nearest(self, weight: Weight, site: Site) -> QuantizedWeight:
         """Return a site's weight rounded to nearest."""
         return round_to_nearest(
             weight,
@@ -191,20 +192,17 @@ def input_scaling(
     return scale, center
 
 
-def scaled_weight(
-    graph: ir.Graph, site: Site, entry: SitePlan, scaling: Scaling | None
-) -> NDArray[np.float32]:
+def scaled_weight(graph: ir.Graph, site: Site, entry: SitePlan, scaling: Scaling | None) -> Weight:
     """Return the weight [O, I, ...] that meets the scaled input."""
     weight = site_weight(graph, site)
     scale, _ = input_scaling(entry, scaling)
-    if scale is None:
+    if scale is None or np.all(scale == 1):
         return weight
-    scaled: NDArray[np.float32] = weight * scale.reshape(1, -1, *(1,) * (weight.ndim - 2))
-    return scaled
+    return ScaledWeight(weight, scale)
 
 
 def round_to_nearest(
-    weight: NDArray[np.float32],
+    weight: Weight,
     site: Site,
     entry: SitePlan,
     statistics: Statistics,

@@ -22,6 +22,7 @@ from ..graph.passes import remove_unused
 from ..graph.sites import Site, SiteMap
 from ..graph.weight_file import SharedWeights
 from ..numerics.packing import load_packed_weights, save_packed_weights
+from ..numerics.parts import Weight
 from ..numerics.qparams import QParams
 from ..numerics.scheme import ActivationFormat, SitePlan, WeightFormat
 from ..numerics.weight import QuantizedWeight, quantize_weight
@@ -82,11 +83,11 @@ class SharedGraphs:
         smoothed = replace(group.plain, scale=decision.scale, shift=shift)
         return smoothed, decision.qparams.deployed()
 
-    def weight(self, site: Site) -> NDArray[np.float32]:
+    def weight(self, site: Site) -> Weight:
         """Return the weight [O, I] of the folded graph."""
         return site_weight(self.models[site.graph].graph, site)
 
-    def nearest(self, weight: NDArray[np.float32], site: Site) -> QuantizedWeight:
+    def nearest(self, weight: Weight, site: Site) -> QuantizedWeight:
         """Return a site's weight rounded to nearest."""
         planned, group = self.entries[site.name].weight, self.group_of.get(site.name)
         assert planned is not None

@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from ...errors import BuildError, CalibrationError
 from ...graph.group_norm import ExpandGroupNormsPass
@@ -237,6 +239,13 @@ def check_engine(
         raise problem
 
 
+def run_given(
+    chain: GraphChain, arrays: Sequence[Arrays], references: Sequence[Arrays]
+) -> list[dict[str, NDArray[Any]]]:
+    """Return what each graph of a chain makes of samples and of what the FP32 graphs gave it."""
+    return [chain.run(feeds, given=made) for feeds, made in zip(arrays, references, strict=True)]
+
+
 def differences(
     source: Path,
     export: Path,
@@ -254,11 +263,8 @@ def differences(
     references = [fp32.run(feeds) for feeds in arrays]
     del fp32
     simulated, real = (
-        [chain.run(feeds, given=made) for feeds, made in zip(arrays, references, strict=True)]
-        for chain in (
-            GraphChain.open(source, graphs, session=reference_session),
-            GraphChain.open(engine, graphs, session=session),
-        )
+        run_given(GraphChain.open(folder, graphs, session=opened), arrays, references)
+        for folder, opened in ((source, reference_session), (engine, session))
     )
     for name in [n for n, v in references[0].items() if np.issubdtype(v.dtype, np.floating)]:
         graph, _, output = name.partition("/")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from ...numerics.parts import parts
+
 Range = tuple[NDArray[np.float64], NDArray[np.float64]]  # (low [O], high [O])
 Ranges = Mapping[str, Range]
 INT32_MAX = 2**31 - 1
@@ -35,9 +37,11 @@ def with_room_for_bias(
 
 def largest_sums(q: NDArray[np.int8]) -> NDArray[np.int64]:
     """Return the most that the products of each channel [O] with any uint8 input add up to."""
-    magnitude = np.abs(q.astype(np.int64)).reshape(len(q), -1)
-    total: NDArray[np.int64] = UINT8_MAX * magnitude.sum(axis=1)
-    return total
+    sums = [
+        np.abs(q[part].astype(np.int16)).reshape(len(q[part]), -1).sum(axis=1, dtype=np.int64)
+        for part in parts(q)
+    ]
+    return UINT8_MAX * np.concatenate(sums)
 
 
 def output_qparams(

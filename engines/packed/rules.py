@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...numerics.parts import parts
 from ...numerics.weight import QuantizedWeight
 from ...runtime.packed.bits import pack_indices
 from ...runtime.packed.expand import part_blocks
@@ -128,7 +129,8 @@ def as_table(region: Region, data: bytes, gap: int) -> Stored | None:
 
 def tabled_bytes(words: NDArray[np.uint8], gap: int) -> Stored | None:
     """Return integers of 8 bits that are fewer, as of a grid of 4 bits, with a table of them."""
-    counts = np.bincount(words, minlength=MOST_ENTRIES)
+    # Counted in parts: numpy widens what it counts to eight bytes each.
+    counts = sum(np.bincount(words[part], minlength=MOST_ENTRIES) for part in parts(words))
     values = np.flatnonzero(counts).astype(np.uint8)
     bits = (len(values) - 1).bit_length()
     if bits == 8:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...graph.builder import Inserter, constant
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import Site
-from ...numerics.parts import parts
+from ...numerics.parts import Weight, parts
 from ...numerics.qparams import QParams, input_offset
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import FP8, QuantizedWeight
@@ -61,12 +61,12 @@ class SiteWeights:
         if self.center_output is not None:
             return self.center_output
         assert self.quantized is not None
-        return offset_output(self.quantized.dequantize(), self.offset)
+        rows = self.quantized.dequantize_rows
+        made = [offset_output(rows(part), self.offset) for part in parts(self.quantized.q)]
+        return np.concatenate(made)
 
 
-def offset_output(
-    weight: NDArray[np.floating], offset: NDArray[np.floating] | np.float32
-) -> NDArray[np.float64]:
+def offset_output(weight: Weight, offset: NDArray[np.floating] | np.float32) -> NDArray[np.float64]:
     """Return what a weight [O, C, ...] makes of an input of `offset`, [O] in float64."""
     found = []
     for part in parts(weight):

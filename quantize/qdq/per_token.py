@@ -21,6 +21,7 @@ from ...calibrate.observers.reduce import values_by_name
 from ...graph.builder import Inserter, constant
 from ...graph.edit import add_to_bias, insert_behind
 from ...graph.sites import Site
+from ...numerics.parts import parts
 from ...numerics.qparams import QParams
 from ...numerics.scheme import ActivationFormat
 from ...numerics.weight import QuantizedWeight
@@ -94,8 +95,10 @@ def rewrite_token_linear(graph: ir.Graph, node: ir.Node, site: Site, chosen: Tok
         factor = (weight.scale.astype(np.float64) / common).astype(np.float32)
         out = insert_factor(graph, out, site, factor)
     if offset.any():
-        sums = weight.dequantize().astype(np.float64).sum(axis=1).reshape(last)
-        out = add_shift(graph, out, site, offset, sums, tables)
+        made = [
+            weight.dequantize_rows(part).astype(np.float64).sum(axis=1) for part in parts(weight.q)
+        ]
+        out = add_shift(graph, out, site, offset, np.concatenate(made).reshape(last), tables)
     if per_token:
         factors = tables.get("token_scale", qparams.token_scale)
         out = insert_behind(graph, out, "Mul", factors, f"{site.name}/Mul_tokens")

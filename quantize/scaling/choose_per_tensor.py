@@ -26,6 +26,7 @@ from ...calibrate.calibration_run import CalibrationRun
 from ...calibrate.statistics import Statistics
 from ...graph.linears import LINEAR_OPS
 from ...graph.sites import SiteMap
+from ...numerics.weight import QuantizedWeight
 from ...recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..groups import InputGroup, site_statistics, summarize
 from ..plan import ATTENTION_ROLES
@@ -88,11 +89,12 @@ def search_ways(
     errors: dict[str, list[dict[Way, float]]] = {group.key: [] for group in searched}
     left = {group.key: ways_for(group, options) for group in searched}
     tried = {group.key: left.get(group.key) or [way_of(group, {})] for group in groups}
-    folds = []
+    folds: list[Fold] = []
+    unscaled: dict[str, QuantizedWeight] = {}
     for fitted, judged in split_samples(count, most):
         ranges = completed(run.of(fitted).channel_ranges(site_map), statistics)
         by_gain = gain_scalings_of(run.of(fitted), graphs, groups, tried, ranges, options)
-        folds.append(Fold(ranges, fitted, thinned(judged, most), by_gain))
+        folds.append(Fold(ranges, fitted, thinned(judged, most), by_gain, unscaled=unscaled))
     kept = 0
     for fold in folds:
         undecided = [group for group in searched if len(left[group.key]) > 1]

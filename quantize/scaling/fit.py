@@ -21,6 +21,7 @@ from ...calibrate.statistics import POSITION, Statistics, TensorStats
 from ...graph.linears import site_weight
 from ...numerics.gps import gps_scale
 from ...numerics.noise import rounding_sqnr_db
+from ...numerics.parts import made_in_parts, parts
 from ...numerics.qparams import QParams
 from ...numerics.scheme import SitePlan
 from ...numerics.weight import quantize_weight
@@ -150,10 +151,14 @@ def weight_energies(graph: ir.Graph, group: InputGroup, scale: Floats) -> tuple[
     for site in group.sites:
         weight = site_weight(graph, site)
         kernel = tuple(range(2, weight.ndim))
-        weight = (weight * scale.reshape(1, -1, *(1 for _ in kernel))).astype(np.float32)
-        near = quantize_weight(weight, group.entry.weight).dequantize().astype(np.float64)
-        rounded += np.square(near).sum(axis=(0, *kernel))
-        error += np.square(near - weight).sum(axis=(0, *kernel))
+        shaped = scale.reshape(1, -1, *(1 for _ in kernel))
+        scaled = made_in_parts(weight, lambda part: weight[part] * shaped)  # noqa: B023
+        near = quantize_weight(scaled, group.entry.weight).dequantize()
+        # By channels, since sums over outputs that are split would be rounded in another order.
+        for part in parts(near.swapaxes(0, 1)):
+            wide = near[:, part].astype(np.float64)
+            rounded[part] += np.square(wide).sum(axis=(0, *kernel))
+            error[part] += np.square(wide - scaled[:, part]).sum(axis=(0, *kernel))
     return rounded, error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,8 @@ ONE_SIDED = 0.5
 # What `predicted_scale` tries: exponents, and caps as shares of the largest smoothed channel.
 EXPONENTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 CAPS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)
+NEAR = 1e-9  # share of the least error that the rounding of its parts cannot reach: it is 1e-15
+CACHED = 2**18  # weights whose products stay in a processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +93,32 @@ def predicted_scale(
     Candidates are SmoothQuant's scales for several exponents, each also with the largest smoothed
     channels capped: few channels set the step of the whole tensor, and widening their scale alone
     costs the weights little. `bits` are those of activation and weight.
+
+    The largest products of a capped scale are those of one of its two parts, but for rounding. So
+    errors are found without a pass over the weights each, and the least ones in full.
     """
     reach = reach_of(stats, centered=centered)
-    least, best = np.inf, np.ones_like(reach)
-    for alpha in EXPONENTS:
-        base = smoothing_scale(stats, readers.absmax, alpha, centered=centered)
+    bases = [smoothing_scale(stats, readers.absmax, a, centered=centered) for a in EXPONENTS]
+    *of_bases, of_reach = zip(
+        *(largest_products(peak, [*bases, reach]) for peak in readers.peaks), strict=True
+    )
+    scales: list[Array] = []
+    rough: list[float] = []
+    for base, tops in zip(bases, of_bases, strict=True):
         largest = float((reach / base).max())
         for cap in CAPS if largest > 0 else (1.0,):
-            scale = np.maximum(base, reach / (largest * cap)) if largest > 0 else base
+            scale, capped = base, list(tops)
+            if largest > 0:
+                scale = np.maximum(base, reach / (largest * cap))
+                pairs = zip(tops, of_reach, strict=True)
+                capped = [np.maximum(top, other / (largest * cap)) for top, other in pairs]
+            scales.append(scale)
+            rough.append(rounding_error(stats, readers, scale, capped, bits, centered=centered))
+    least, best = np.inf, np.ones_like(reach)
+    limit = np.fmin.reduce(rough) * (1 + NEAR)
+    for scale, about in zip(scales, rough, strict=True):
+        again = least < np.inf and np.array_equal(scale, best)
+        if about <= limit and not again:
             error = predicted_error(stats, readers, scale, bits, centered=centered)
             if error < least:
                 least, best = error, scale
@@ -114,6 +134,32 @@ def predicted_error(
     d^2/12 sum_i s_i^2 |W_i|^2 + sum_o D_o^2/12 sum_i E[x_i^2]/s_i^2 taps, the two terms whose
     ratio GPS balances channel by channel (PTQ4ARVG, eq. 8).
     """
+    tops = [largest_products(peak, [scale])[0] for peak in readers.peaks]
+    return rounding_error(stats, readers, scale, tops, bits, centered=centered)
+
+
+def largest_products(weight: NDArray[np.floating], scales: Sequence[Array]) -> Array:
+    """Return max_i |W_oi| s_i of a weight [O, C] for each of the scales [C], [scales, O]."""
+    found = np.empty((len(scales), len(weight)))
+    for part in parts(weight, CACHED):
+        rows = np.abs(np.ascontiguousarray(weight[part])).astype(np.float64)
+        products = np.empty_like(rows)
+        for k, scale in enumerate(scales):
+            np.multiply(rows, scale, out=products)
+            products.max(axis=1, out=found[k, part])
+    return found
+
+
+def rounding_error(
+    stats: TensorStats,
+    readers: Readers,
+    scale: Array,
+    tops: Sequence[Array],
+    bits: tuple[int, int],
+    *,
+    centered: bool,
+) -> float:
+    """Return what `predicted_error` does, from the largest scaled weight of each output, [O]."""
     if centered:
         width = 2 * float((half_range(stats) / scale).max())
     else:
@@ -124,9 +170,8 @@ def predicted_error(
     step = width / (2 ** bits[0] - 1)
     error = float(step**2 / 12 * np.sum(scale**2 * readers.energy))
     signal = float(np.sum(stats.mean_square / scale**2))
-    for peak, taps in zip(readers.peaks, readers.taps, strict=True):
-        tops = [(peak[part] * scale).max(axis=1) for part in parts(peak)]
-        steps = np.concatenate(tops) / (2 ** (bits[1] - 1) - 1)
+    for top, taps in zip(tops, readers.taps, strict=True):
+        steps = top / (2 ** (bits[1] - 1) - 1)
         error += float(np.sum(steps**2)) / 12 * taps * signal
     return error
 

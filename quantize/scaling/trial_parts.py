@@ -12,11 +12,9 @@ from ..groups import InputGroup
 from .predicted import Way
 from .trials import Fold, TrialWeights, judged_errors
 
-# Bytes of quantized weights of all candidates in a changed copy of a graph; more take more runs.
+# Bytes of quantized weights of all candidates in a changed copy of a graph; more take more runs,
+# of which each has at least one candidate of one input. A session widens them to floats.
 TRIAL_BYTES = 2**28
-# The same of one input, whose candidates are judged in one run up to it: a copy is a message of
-# protobuf, which holds 2 GB.
-LARGEST_TRIAL = 2**29
 
 
 def parts_of(
@@ -50,7 +48,7 @@ def judged_in_turn(
 ) -> dict[str, dict[Way, float]]:
     """Return what `judged_errors` does; candidates of one large input take several runs."""
     largest = sum(map(elements, part))
-    at_once = max(1, LARGEST_TRIAL // max(1, largest))
+    at_once = max(1, TRIAL_BYTES // max(1, largest))
     most = max(len(ways[group.key]) for group in part)
     if len(part) > 1 or most <= at_once:
         return judged_errors(run, part, fold, ways, rounded, options)

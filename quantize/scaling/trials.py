@@ -26,6 +26,7 @@ from ...errors import CalibrationError
 from ...graph.linears import LINEAR_OPS, site_node
 from ...graph.sites import Site
 from ...numerics.scheme import ActivationFormat
+from ...numerics.weight import QuantizedWeight
 from ...recipe.quantize import QuantizeOptions
 from ..groups import InputGroup, summarize
 from ..qdq.convolution import insert_qdq, rewrite_convolution
@@ -34,7 +35,6 @@ from ..qdq.nodes import SiteWeights, offset_output
 from ..rounding import Rounded, correct_bias, correct_biases
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
 from ..tensor_qparams import clip_candidates, fp8_qparams
-from .gps import fitted_scaling
 from .predicted import Way, way_of
 
 Array = NDArray[np.generic]
@@ -45,15 +45,18 @@ TrialWeights = dict[tuple[str, Way], Rounded]  # by site and candidate
 class Fold:
     """Hold statistics of the samples in `part`, and which others judge what is fitted to them.
 
-    `by_gain` has the scalings of ways by GPS, by group and way. `rounded` is filled with weights
-    that were rounded for single products, and are wanted again for whole graphs.
+    `scalings` has those of ways by GPS, by group and way, and is filled with the others as they are
+    fitted. `rounded` is filled with weights that data rounded for single products, and that are
+    wanted again for whole graphs; `unscaled` by site with those rounded to nearest as they are,
+    which are the same for all folds.
     """
 
     fitted: Statistics
     part: slice
     judged: slice
-    by_gain: Mapping[tuple[str, Way], Scaling] = field(default_factory=dict)
+    scalings: dict[tuple[str, Way], Scaling] = field(default_factory=dict)
     rounded: TrialWeights = field(default_factory=dict)
+    unscaled: dict[str, QuantizedWeight] = field(default_factory=dict)
 
 
 def run_whole(
@@ -170,11 +173,15 @@ def fit_ways(
     options: QuantizeOptions,
 ) -> list[Trial]:
     """Fit every way to the statistics of a group's input; clips are at the observed range."""
-    stats, readers = group.seen(fold.fitted), summarize(graph, group.sites)
+    stats, activation = group.seen(fold.fitted), group.activation
+    missing = [way for way in ways if (group.key, way) not in fold.scalings]
+    if missing:
+        readers = summarize(graph, group.sites)
+        for way in missing:
+            fold.scalings[group.key, way] = way.fit(stats, readers, group.bits)
     found = []
     for way in ways:
-        scaling = fitted_scaling(group, way, stats, readers, fold.by_gain)
-        activation = group.activation
+        scaling = fold.scalings[group.key, way]
         if activation.grid == "fp8":
             qparams = fp8_qparams(stats, scaling)
         else:
@@ -222,10 +229,16 @@ def trial_weights(
     entry = group.entries[site.name]
     weight = scaled_weight(graph, site, entry, trial.scaling)
     scale, center = input_scaling(entry, trial.scaling)
-    if known is None:
+    if known is not None:
+        quantized = known.weight
+    elif options.data_aware or (scale is not None and np.any(scale != 1)):
         quantized = round_to_nearest(weight, site, entry, fold.fitted, options, trial.scaling)
     else:
-        quantized = known.weight
+        if site.name not in fold.unscaled:
+            fold.unscaled[site.name] = round_to_nearest(
+                weight, site, entry, fold.fitted, options, None
+            )
+        quantized = fold.unscaled[site.name]
     return SiteWeights(
         quantized,
         activation=trial.activation,

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from arvg_trt.errors import WorkspaceError
-from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
+from arvg_trt.numerics import packing
+from arvg_trt.numerics.packing import (
+    load_packed_weights,
+    pack_bits,
+    save_packed_weights,
+    unpack_bits,
+)
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import quantize_weight
 
@@ -49,3 +57,26 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(WorkspaceError, match="cannot be read"):
         load_packed_weights(path)
+
+
+@given(
+    st.integers(2, 8),
+    st.lists(st.integers(1, 5), max_size=2),
+    st.integers(1, 40),
+    st.integers(1, 60),
+    st.booleans(),
+)
+def test_a_large_weight_is_packed_in_parts_as_the_whole(
+    bits: int, shape: list[int], rows: int, most: int, transposed: bool
+) -> None:
+    """Bits of whole arrays are eight bytes of each value."""
+    n = 2 ** (bits - 1) - 1
+    q = np.random.default_rng(rows).integers(-n, n, (rows, *shape), np.int8, endpoint=True)
+    q = np.asfortranarray(q) if transposed else q
+    text = "".join(f"{int(value) + n + 1:0{bits}b}" for value in q.ravel())
+    wanted = int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "PACKED", most)
+        found = pack_bits(q, bits)
+        assert found.tobytes() == wanted
+        np.testing.assert_array_equal(unpack_bits(found, bits, q.shape), q)

@@ -9,16 +9,20 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arvg_trt.numerics.packing import load_packed_weights, save_packed_weights
+from arvg_trt.numerics.packing import (
+    load_packed_weights,
+    pack_bits,
+    save_packed_weights,
+    unpack_bits,
+)
+from arvg_trt.numerics.parts import ScaledWeight
 from arvg_trt.numerics.scheme import WeightFormat
 from arvg_trt.numerics.weight import (
     FP8,
     QuantizedWeight,
     as_fp8,
-    pack_bits,
     preserve_kernel_sums,
     quantize_weight,
-    unpack_bits,
 )
 
 FORMATS = [
@@ -32,6 +36,7 @@ POWERS = [
     for bits, granularity in itertools.product(range(2, 6), ("per_tensor", "per_channel"))
 ]
 FORMATS += POWERS
+BLOCKS = WeightFormat(bits=4, granularity="per_block", block=32)
 SHAPE = (6, 5, 3, 3)
 
 
@@ -90,15 +95,36 @@ def test_a_weight_in_parts_is_rounded_as_the_whole(
     weight[1] = 0
     importance = np.linspace(0.1, 2, weight.shape[1])
     # So few that a single row would be sampled by a stride, as a tensor with one scale is.
-    monkeypatch.setattr("arvg_trt.numerics.weight_range.CHUNK", weight[0].size // 2)
+    for module in ("weight", "weight_range"):
+        monkeypatch.setattr(f"arvg_trt.numerics.{module}.CHUNK", weight[0].size // 2)
     whole = quantize_weight(weight, weight_format, importance, tap_sums=True)
-    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 2 * weight[0].size)
+    monkeypatch.setattr("arvg_trt.numerics.weight.ROUNDED", 2 * weight[0].size)
     parts = quantize_weight(weight, weight_format, importance, tap_sums=True)
     np.testing.assert_array_equal(parts.q, whole.q)
     np.testing.assert_array_equal(parts.scale, whole.scale)
     assert (parts.ratio is None) == (whole.ratio is None)
     if whole.ratio is not None and parts.ratio is not None:
         np.testing.assert_array_equal(parts.ratio, whole.ratio)
+
+
+@pytest.mark.parametrize(
+    "weight_format", [*FORMATS, WeightFormat(bits=8, grid="fp8"), BLOCKS], ids=label
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_scaled_weight_is_rounded_as_its_product(
+    weight_format: WeightFormat, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = (32, 6, 1, 1) if transposed else (6, 32, 1, 1)
+    weight = gaussian(1, shape)[:, :, 0, 0]
+    weight = weight.T if transposed else weight
+    scale = np.exp(np.random.default_rng(2).normal(size=32)).astype(np.float32)
+    whole = quantize_weight(weight * scale, weight_format)
+    monkeypatch.setattr("arvg_trt.numerics.weight.ROUNDED", 2 * 32)
+    found = quantize_weight(ScaledWeight(weight, scale), weight_format)
+    np.testing.assert_array_equal(found.q, whole.q)
+    np.testing.assert_array_equal(found.scale, whole.scale)
+    for part in (slice(0, 2), slice(3, 6)):
+        np.testing.assert_array_equal(found.dequantize_rows(part), whole.dequantize()[part])
 
 
 @pytest.mark.parametrize("weight_format", FORMATS, ids=label)

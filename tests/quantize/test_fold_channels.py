@@ -105,6 +105,17 @@ def cached_logits(folder: Path, tokens: np.ndarray, config: ParConfig) -> np.nda
     return np.concatenate(found, axis=1)
 
 
+def test_large_weights_are_folded_in_parts_as_the_whole(
+    tiny_var: TinyGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole weights in float64, and once more times the scale, are four times as large."""
+    whole = fold_all(tiny_var, tmp_path / "whole")
+    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 50)
+    split = fold_all(tiny_var, tmp_path / "parts")
+    for path in sorted(whole.iterdir()):
+        assert path.read_bytes() == (split / path.name).read_bytes()
+
+
 def test_site_inputs_are_scaled_and_shifted_without_a_node_more(
     tiny_var: TinyGenerator, tmp_path: Path
 ) -> None:

@@ -70,6 +70,8 @@ class CustomMeasurement:
             chains,
             lambda done: progress("validating samples", done, len(self.names)),
         )
+        # Sessions that are measured no more would keep their memory.
+        chains = {name: chain for name, chain in chains.items() if name == ENGINE}
         latency: dict[Part, LatencyRow] = {}
         machine: MachineLoad | None = None
         if ENGINE in chains and self.options.rounds:

@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arvg_trt.quantize.scaling import trial_parts
+from arvg_trt.calibrate.observers.smoothed import Scaling
+from arvg_trt.calibrate.statistics import TensorStats
+from arvg_trt.numerics.weight import QuantizedWeight
+from arvg_trt.quantize.scaling import trial_parts, trials
 from arvg_trt.quantize.scaling.choose_per_tensor import NONE, best_way, split_samples, thinned
 from arvg_trt.quantize.scaling.predicted import Way, ratio
 from arvg_trt.quantize.scaling.trials import distance, judged_errors
+from arvg_trt.quantize.separate_graphs import round_to_nearest
 
 from ...families.custom.models import Node, small_graph
 from ..custom_quantized import CustomGraph, custom_graph
@@ -121,9 +125,34 @@ def test_candidates_of_one_large_weight_are_judged_in_turn(
         return judged_errors(*args)
 
     monkeypatch.setattr(trial_parts, "judged_errors", counted)
-    monkeypatch.setattr(trial_parts, "LARGEST_TRIAL", 2 * 24 * 16)
+    monkeypatch.setattr(trial_parts, "TRIAL_BYTES", 2 * 24 * 16)
     assert own.search(smoothing="search") == at_once
     assert len(runs) > 4 and {len(ways) for (ways,) in runs} <= {1, 2}
+
+
+def test_a_fold_fits_each_candidate_once_and_unscaled_weights_are_rounded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, _ = outliers(tmp_path)
+    before = own.search(smoothing="search")
+    fitted: list[tuple[int, Way]] = []
+    rounded: list[Scaling | None] = []
+    fit = Way.fit
+
+    def counted_fit(way: Way, stats: TensorStats, *rest: Any) -> Scaling:
+        fitted.append((id(stats), way))
+        return fit(way, stats, *rest)
+
+    def counted_rounding(*args: Any) -> QuantizedWeight:
+        rounded.append(args[-1])
+        return round_to_nearest(*args)
+
+    monkeypatch.setattr(Way, "fit", counted_fit)
+    monkeypatch.setattr(trials, "round_to_nearest", counted_rounding)
+    assert own.search(smoothing="search") == before
+    of_folds = [pair for pair in fitted if fitted.count(pair) > 1]
+    assert not of_folds and len(fitted) > 8
+    assert rounded.count(None) == 1 and len(rounded) > 4
 
 
 STRICT = {"gain_db": 0.3, "center_db": 1.0}

@@ -105,6 +105,21 @@ def test_a_pointwise_convolution_has_the_energies_of_the_linear(tmp_path: Path) 
     np.testing.assert_allclose(found["conv"], found["linear"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("operator", ["MatMul", "Conv"])
+def test_energies_of_a_large_weight_are_summed_in_parts(
+    tmp_path: Path, operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = heavy_tailed(tmp_path, operator)
+    group, _ = group_of(own, smoothing=0.5)
+    graph = load_graph(own.folder / "g.onnx").graph
+    scale = np.exp(np.random.default_rng(1).normal(0, 1, WIDTH))
+    whole = weight_energies(graph, group, scale)
+    outputs = group.sites[0].weight_shape[0 if operator == "Conv" else 1]
+    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 3 * max(outputs, WIDTH))
+    for part, wanted in zip(weight_energies(graph, group, scale), whole, strict=True):
+        np.testing.assert_array_equal(part, wanted)
+
+
 @pytest.mark.parametrize(("smoothing", "tried"), [("gps", True), ("search", False)])
 def test_a_plan_that_names_gps_has_it_tried(tmp_path: Path, smoothing: str, tried: bool) -> None:
     group, options = group_of(heavy_tailed(tmp_path), smoothing=smoothing)

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from arvg_trt.calibrate.observers.smoothed import Scaling
 from arvg_trt.calibrate.statistics import TensorStats
 from arvg_trt.quantize.groups import Readers
-from arvg_trt.quantize.scaling.predicted import Way, centers, predicted_error, smoothing_scale
+from arvg_trt.quantize.scaling import predicted
+from arvg_trt.quantize.scaling.predicted import (
+    CAPS,
+    EXPONENTS,
+    Way,
+    centers,
+    predicted_error,
+    predicted_scale,
+    reach_of,
+    smoothing_scale,
+)
 from arvg_trt.quantize.tensor_qparams import CLIP_FRACTIONS, best_candidate, clip_candidates
 
 ONE = Scaling(np.ones(1), None)
@@ -220,8 +230,41 @@ def test_predicted_error_of_a_large_weight_is_found_in_parts(
     rng = np.random.default_rng(0)
     seen, readers = observed(heavy_tailed(rng, 48, 100)), readers_of(rng.normal(0, 0.2, (64, 48)))
     whole = predicted_error(seen, readers, np.ones(48), (8, 8), centered=False)
-    monkeypatch.setattr("arvg_trt.numerics.parts.PART", 5 * 48)
+    monkeypatch.setattr(predicted, "CACHED", 5 * 48)
     assert predicted_error(seen, readers, np.ones(48), (8, 8), centered=False) == whole
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(8, 8), (4, 4), (8, 4)]), st.booleans())
+def test_the_scale_of_least_error_is_found_as_by_a_pass_for_each_candidate(
+    seed: int, bits: tuple[int, int], centered: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    channels, outputs = rng.integers(1, 30, 2)
+    low, high = (np.exp(rng.normal(0, 2, channels)) * rng.integers(0, 2) for _ in range(2))
+    seen = TensorStats(-low, high, np.square(low + high) * 10, 10)
+    weights = [
+        (rng.normal(size=(outputs, channels)) * rng.integers(0, 9, channels)).astype(np.float32)
+        for _ in range(rng.integers(1, 3))
+    ]
+    energy = np.sum([np.square(weight).sum(axis=0) for weight in weights], axis=0)
+    readers = Readers(tuple(weights), energy.astype(np.float64), (1,) * len(weights))
+    reach = reach_of(seen, centered=centered)
+    least, best = np.inf, np.ones(channels)
+    for alpha in EXPONENTS:
+        base = smoothing_scale(seen, readers.absmax, alpha, centered=centered)
+        largest = (reach / base).max()
+        for cap in CAPS if largest > 0 else (1.0,):
+            scale = np.maximum(base, reach / (largest * cap)) if largest > 0 else base
+            error = predicted_error(seen, readers, scale, bits, centered=centered)
+            if error < least:
+                least, best = error, scale
+    np.testing.assert_array_equal(predicted_scale(seen, readers, bits, centered=centered), best)
+
+
+def test_an_extreme_of_a_weight_is_found_on_either_side() -> None:
+    weight = np.array([[1.0, -3.0], [-2.0, 2.0]], np.float32)
+    readers = Readers((weight,), np.square(weight).sum(axis=0).astype(np.float64), (1,))
+    np.testing.assert_array_equal(readers.absmax, [2, 3])
 
 
 @pytest.mark.parametrize("seed", range(4))

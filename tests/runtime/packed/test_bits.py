@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from arvg_trt.numerics.weight import pack_bits
+from arvg_trt.numerics.packing import pack_bits
 from arvg_trt.runtime.packed import bits as packed_bits
 from arvg_trt.runtime.packed.bits import pack_indices, unpack_indices
 
