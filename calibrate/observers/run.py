@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from ...errors import CalibrationError
+from ...errors import BundleError, CalibrationError
 from ...graph.edit import forget_constants
 from ...graph.io import float_outputs, graph_bytes, input_names, load_graph
 from ...runtime.sessions.open import open_session, reference_session
@@ -53,8 +53,8 @@ def run_instrumented(
     returns those graphs.
 
     Raises:
-        CalibrationError: a non-finite value in what a graph computes for a sample (named), or an
-            input that nothing feeds.
+        CalibrationError: a non-finite value in what a graph computes for a sample (named), an input
+            that nothing feeds, or a sample that the graph does not take.
     """
     lenient: list[str] = []
     known = sample_labels(samples)
@@ -72,13 +72,18 @@ def run_instrumented(
         for names, arrays in sample_batches(files, batch_size, session.inputs):
             carried_values = carried.setdefault(names[0], {})
             feeds = feeds_of(graph, session.inputs, arrays, carried_values)
-            outputs = session.run(feeds)
+            called = [known.get(name, name) for name in names]
+            try:
+                outputs = session.run(feeds)
+            except BundleError as error:
+                raise CalibrationError(
+                    error.what, where=samples_text(called), do=error.do
+                ) from error
             if has_bad(outputs):
                 if graph not in lenient and is_masked(outputs, ends, path, feeds):
                     lenient.append(graph)
                     session = open_instrumented(path, graph, added, threads, finite=True)
                     outputs = session.run(feeds)
-                called = [known.get(name, name) for name in names]
                 require_finite(outputs, called, graph, ends if graph in lenient else ())
             if watched:
                 consume(graph, outputs)
@@ -190,6 +195,11 @@ def bad_sample(outputs: Outputs, names: Sequence[str]) -> str:
         if alone and is_bad(values) and not is_empty(outputs, name):
             bad = ~np.isfinite(values.reshape(len(names), -1)).all(axis=1)
             return names[int(np.flatnonzero(bad)[0])]
+    return samples_text(names)
+
+
+def samples_text(names: Sequence[str]) -> str:
+    """Return the name of a sample, or of the first and the last of several."""
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ...errors import ArvgError, BundleError, OutOfMemory, bounded
+from ...errors import ArvgError, BundleError, OutOfMemory
 from .assignment import fallback_text, misplaced_nodes
 from .placement import ON_CPU, Placement
 from .processors import may_saturate, session_threads
 from .providers import ORT_ERRORS, add_provider, assignment_problem
-from .session import Array, DeviceValue
+from .session import Array, DeviceValue, refusal
 
 # ONNX Runtime fuses FP8 products into an operator for integers. After convolutions with a scale per
 # channel it fuses operators that take one per tensor: a sum does not load, a pool fails as it runs.
@@ -200,12 +200,7 @@ class OnnxRuntimeSession:
         """Return the error that tells the user what a failed run means."""
         if is_memory_failure(error):
             return out_of_memory(self.path, "use a smaller batch")
-        given = [f"{k} {list(shape_of(v))}" for k, v in feeds.items()]
-        shapes = bounded(given, "inputs", 8)
-        return BundleError(
-            f"ONNX Runtime refused {shapes}: {first_line(error)}",
-            do="check the input's shape and type against the graph",
-        )
+        return refusal(self, "ONNX Runtime", first_line(error), feeds)
 
 
 def create_session(
@@ -237,10 +232,6 @@ def numpy_name(kind: str) -> str:
     """Return numpy's name of an ONNX Runtime type, such as float32 of `tensor(float)`."""
     inner = kind.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(inner, inner)
-
-
-def shape_of(value: Array | DeviceValue) -> Sequence[int]:
-    return value.shape if isinstance(value, np.ndarray) else value.shape()
 
 
 def is_memory_failure(error: Exception) -> bool:

@@ -17,10 +17,10 @@ import openvino as ov
 from ...errors import ArvgError, BundleError, OutOfMemory
 from ...workspace.files import decode_json, own_folder, user_cache
 from .openvino_files import RECORD, CompiledGraphs, blob_path
-from .openvino_values import Lease, OutputValue, SharedArray, contiguous, shape_of, tensor_of
+from .openvino_values import Lease, OutputValue, SharedArray, contiguous, tensor_of
 from .placement import OPENVINO
 from .processors import may_saturate, processor_name, session_threads
-from .session import Array, DeviceValue
+from .session import Array, DeviceValue, refusal
 
 Precision = Literal["f32", "bf16"]
 
@@ -171,7 +171,7 @@ class OpenVinoSession:
         """Run a request that nobody reads any more, or a new one."""
         if feeds.keys() != set(self.inputs):
             # OpenVINO would run with what an input was fed before, or with zeros.
-            raise self._refusal(f"the inputs are {', '.join(self.inputs)}", feeds)
+            raise refusal(self, "OpenVINO", f"the inputs are {', '.join(self.inputs)}", feeds)
         try:
             request = self._idle.pop()
         except IndexError:
@@ -186,17 +186,9 @@ class OpenVinoSession:
         except (RuntimeError, MemoryError) as error:
             if is_memory_failure(error):
                 raise out_of_memory(self.path, "use a smaller batch") from error
-            raise self._refusal(reason_of(error), feeds) from error
+            raise refusal(self, "OpenVINO", reason_of(error), feeds) from error
         tensors = zip(self.outputs, request.output_tensors, strict=True)
         return {name: OutputValue(tensor, lease) for name, tensor in tensors}
-
-    def _refusal(self, reason: str, feeds: Mapping[str, Array | DeviceValue]) -> BundleError:
-        shapes = ", ".join(f"{name} {list(shape_of(value))}" for name, value in feeds.items())
-        return BundleError(
-            f"OpenVINO refused {shapes or 'no feeds'}: {reason}",
-            where=str(self.path),
-            do="check the input's shape and type against the graph",
-        )
 
     def layers(self) -> list[dict[str, str]]:
         """Return what OpenVINO made of the graph: the attributes of each layer, as texts.

@@ -76,7 +76,3 @@ def tensor_of(value: Array | DeviceValue) -> ov.Tensor:
         return ov.Tensor(value, shared_memory=True)
     assert isinstance(value, (OutputValue, SharedArray)), "a value of another back end"
     return value.tensor
-
-
-def shape_of(value: Array | DeviceValue) -> Sequence[int]:
-    return value.shape if isinstance(value, np.ndarray) else value.shape()

@@ -12,7 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import BundleError, bounded
+
 Array = NDArray[np.generic]
+MOST_NAMES = 8
+# Words by which both libraries report an index beyond a table.
+OUTSIDE_SIGNS = ("out of data bounds", "out of bounds", "out of range")
 
 
 class DeviceValue(Protocol):
@@ -86,6 +91,53 @@ class Session(Protocol):
 
 
 OpenSession = Callable[[Path, int], Session]
+
+
+def shape_of(value: Array | DeviceValue) -> Sequence[int]:
+    return value.shape if isinstance(value, np.ndarray) else value.shape()
+
+
+def refusal(
+    session: Session, library: str, reason: str, feeds: Mapping[str, Array | DeviceValue]
+) -> BundleError:
+    """Return the error for feeds that a graph did not take; it says what the graph takes."""
+    given = [f"{name} {list(shape_of(value))}" for name, value in feeds.items()]
+    shapes = bounded(given, "inputs", MOST_NAMES) or "no feeds"
+    wanted = [name for name, value in feeds.items() if not fits(session, name, value)]
+    do = "check the input's shape and type against the graph"
+    if wanted:
+        taken = [taken_text(session, name) for name in wanted]
+        reason = f"the graph takes {bounded(taken, 'inputs', MOST_NAMES)}"
+        do = "give it that shape and type"
+        sides = {session.shapes[name][-1] for name in wanted if is_image(session.shapes[name])}
+        if len(sides) == 1:
+            do += f"; of images: --size {sides.pop()}"
+    elif any(sign in reason for sign in OUTSIDE_SIGNS):
+        do = "check the values: the graph looks one up that lies beyond its table"
+    return BundleError(f"{library} refused {shapes}: {reason}", where=str(session.path), do=do)
+
+
+def fits(session: Session, name: str, value: Array | DeviceValue) -> bool:
+    """Return whether a feed has the sizes, and as an array the type, that the graph declares."""
+    shape, wanted = shape_of(value), session.shapes.get(name)
+    if wanted is None or name not in session.inputs:
+        return True
+    if len(shape) != len(wanted):
+        return False
+    if isinstance(value, np.ndarray) and str(value.dtype) != session.types[name]:
+        return False
+    pairs = zip(shape, wanted, strict=True)
+    return all(own == size for own, size in pairs if isinstance(size, int))
+
+
+def taken_text(session: Session, name: str) -> str:
+    sizes = ", ".join("?" if size is None else str(size) for size in session.shapes[name])
+    return f"{name} [{sizes}] {session.types[name]}"
+
+
+def is_image(shape: Sequence[object]) -> bool:
+    """Return whether a shape is that of square images of one size, [N, C, S, S]."""
+    return len(shape) == 4 and isinstance(shape[-1], int) and shape[-1] == shape[-2]
 
 
 def fallbacks(sessions: Iterable[Session]) -> tuple[str, ...]:

@@ -39,9 +39,9 @@ def test_session_runs_and_tells_its_names(tmp_path: Path) -> None:
     [
         ({}, "no feeds: the inputs are x"),
         ({"x": ONES, "w": ONES}, "the inputs are x"),
-        ({"x": ONES.astype(np.float64)}, "f64"),
-        ({"x": np.ones((3, 5), np.float32)}, "incompatible"),
-        ({"x": np.ones(2, np.float32)}, "incompatible"),
+        ({"x": ONES.astype(np.float64)}, r"x \[3, 2\]: the graph takes x \[\?, 2\] float32"),
+        ({"x": np.ones((3, 5), np.float32)}, r"x \[3, 5\]: the graph takes x \[\?, 2\] float32"),
+        ({"x": np.ones(2, np.float32)}, r"x \[2\]: the graph takes x \[\?, 2\] float32"),
     ],
 )
 def test_feeds_that_the_graph_does_not_take_are_refused(tmp_path: Path, feeds, words: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -15,6 +16,8 @@ from arvg_trt.runtime.sessions.open import (
     open_session,
     reference_session,
 )
+
+from ..graph.text import graph_of
 
 SESSIONS = [reference_session, fast_session, mapped_session]
 
@@ -101,7 +104,26 @@ def test_feed_that_does_not_fit_is_refused_with_its_shape(
     with pytest.raises(BundleError, match="ONNX Runtime refused") as caught:
         session.run(feeds)
     for name, value in feeds.items():
-        assert f"{name} {list(value.shape)}" in caught.value.what
+        assert f"{name} {list(value.shape)}: the graph takes x [n, 2] float32" in caught.value.what
+    assert caught.value.where == str(session.path)
+
+
+def test_an_image_of_another_size_names_the_option(tmp_path: Path) -> None:
+    text = "g (float[1, 3, 96, 96] pixels) => (float[1, 3, 96, 96] y) { y = Relu(pixels) }"
+    path = tmp_path / "g.onnx"
+    ir.save(graph_of(text), path)
+    with pytest.raises(BundleError, match=r"the graph takes pixels \[1, 3, 96, 96\]") as caught:
+        reference_session(path).run({"pixels": np.zeros((1, 3, 256, 256), np.float32)})
+    assert "--size 96" in str(caught.value.do)
+
+
+def test_an_index_beyond_its_table_is_about_values_not_shapes(tmp_path: Path) -> None:
+    text = "g (int64[n] ids) => (float[n, 2] y) { y = Gather(table, ids) }"
+    path = tmp_path / "g.onnx"
+    ir.save(graph_of(text, table=np.ones((3, 2), np.float32)), path)
+    with pytest.raises(BundleError, match="out of data bounds") as caught:
+        reference_session(path).run({"ids": np.array([1, 5])})
+    assert "check the values" in str(caught.value.do)
 
 
 def test_reference_session_keeps_every_node_as_written(tmp_path: Path) -> None:
