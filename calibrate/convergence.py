@@ -61,8 +61,12 @@ class SiteGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def converged(self) -> bool:
-        many = (self.channels, self.positions or 0.0)
-        return self.tensor <= TENSOR_LIMIT and all(part <= MANY_LIMIT for part in many)
+        return self.range_converged and self.channels <= MANY_LIMIT
+
+    @property
+    def range_converged(self) -> bool:
+        """Return whether the ranges have that inputs are rounded to: the tensor's, the tokens'."""
+        return self.tensor <= TENSOR_LIMIT and (self.positions or 0.0) <= MANY_LIMIT
 
 
 class Convergence(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +92,10 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
         line = f"scales converged at {self.settled} of {len(self.sites)} inputs"
         if self.enough:
             return line
+        if all(site.range_converged for site in self.sites):
+            every = f"{len(self.sites)} of {len(self.sites)}"
+            few = f"of single channels, which only shape their scaling, at {self.settled}"
+            return f"ranges converged at {every} inputs; those {few}"
         worst = max(self.sites, key=lambda s: (not s.converged, s.channels))
         last, channels, tensor = (
             f"{100 * part:.0f} %" for part in (1 - (self.share or 0), worst.channels, worst.tensor)

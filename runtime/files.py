@@ -169,6 +169,12 @@ def read_codes(tokenizer: ImageTokenizer, file: Path) -> Codes:
             raise BundleError(f"is of {len(checked)} pictures, not of one", where=where, do=again)
         known = None if size is None else check_size(size, f"{file}: size_{k}")
         found[k] = Code(checked, known, known_name(arrays.get(f"name_{k}")))
+    if not found and {"tokens", "latents"} & arrays.keys():
+        raise BundleError(
+            "is of `arvg-trt generate --tokens`, and not of `encode`",
+            where=str(file),
+            do="`arvg-trt generate` writes these images itself: give it -o FOLDER",
+        )
     if not found:
         raise BundleError(f"holds no {kind}", where=str(file), do="make it with `arvg-trt encode`")
     return found

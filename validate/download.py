@@ -66,7 +66,7 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
             return "engine files"
         if self.candidate == "engine":
             return "packed download (`bundle --packed`)"
-        return "packed Q/DQ graphs (no engine runs here, which `bundle --packed` would ship)"
+        return "packed Q/DQ graphs (no engine was run; `bundle --packed` ships the engine's)"
 
 
 def largest_part(download: Download) -> str:

@@ -249,7 +249,7 @@ def unreachable(repo: str) -> NotCached:
     return NotCached(
         "the Hugging Face Hub cannot be reached and the files are not in its cache",
         where=repo,
-        do="check the network, or give a local folder",
+        do=f"check the network, or name a folder that is here: {repo} is none",
     )
 
 

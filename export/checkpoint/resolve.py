@@ -12,6 +12,7 @@ from .hub import Progress, download, download_published, listed
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", ".jit", *PICKLE_SUFFIXES)
+HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -44,8 +45,12 @@ def resolve_checkpoint(
                 return [path / name for name in names]
         return find_by_content(path, alternatives)
     if not is_hub_id(spec):
+        page = HUB_PAGE.match(spec)
+        given = f"give a Hugging Face id: {page[1]}" if page else "or give a Hugging Face id"
         raise ExportError(
-            "no such file or folder", where=spec, do="check --checkpoint, or give a Hugging Face id"
+            "no such file or folder",
+            where=spec,
+            do=given if page else f"check --checkpoint, {given}",
         )
     if published and spec == published[0].repo:
         return download_published(published, cached=cached, progress=progress)

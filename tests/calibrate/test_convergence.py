@@ -63,6 +63,20 @@ def test_repeated_batches_have_converged_and_a_late_outlier_has_not() -> None:
     )
 
 
+def test_single_channels_that_grow_are_told_from_ranges_that_do() -> None:
+    signs = np.where(np.arange(8) % 2, 1, -1)[:, None]
+
+    def rows(scale: float) -> np.ndarray:
+        return signs * np.where(np.arange(40) < 4, scale, 3.0)
+
+    found = convergence(grown([rows(0.1), rows(0.1), rows(0.1), rows(0.4)]))
+    assert found.enough is False and found.settled == 0
+    assert found.text == (
+        "ranges converged at 1 of 1 inputs; those of single channels, which only shape their "
+        "scaling, at 0"
+    )
+
+
 def test_dead_channels_and_zeros_have_converged() -> None:
     found = convergence(grown([np.zeros((3, 5))] * 4))
     assert found.enough and found.sites[0].channels == 0 == found.sites[0].tensor

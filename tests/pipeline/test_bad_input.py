@@ -775,6 +775,7 @@ def sized(height: int, width: int) -> dict[str, np.ndarray]:
     ("arrays", "words"),
     [
         ({"other_0": np.zeros((1, 2, 2), np.int32)}, ("holds no tokens",)),
+        ({"tokens": np.zeros((1, 4), np.int64)}, ("is of `arvg-trt generate --tokens`", "-o")),
         ({"tokens_0": np.full((1, 2, 2), 64000, np.int32)}, ("64000", "another model")),
         ({"tokens_0": np.full((1, 2, 2), -1, np.int32)}, ("-1", "another model")),
         ({"tokens_0": np.zeros((1, 2, 2), np.float32)}, ("float32", "integers")),

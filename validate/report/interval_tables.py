@@ -7,7 +7,7 @@ from ..intervals.bootstrap import LEVEL
 from ..intervals.figure import Figure, plain
 from .cells import CANDIDATES, SHORT
 from .page import Table
-from .schema import Report
+from .schema import Report, metrics
 from .spread import figure, figures
 
 TITLE = f"Interval of {100 * LEVEL:g} %"
@@ -33,7 +33,14 @@ def interval_text(name: str, found: Figure | None) -> str:
 
 
 def headline_interval(report: Report, name: str) -> str:
-    """Return the interval of a metric of the headline candidate, as tables have it."""
+    """Return the interval of a metric of the headline candidate, as tables have it.
+
+    An engine has no sites to look into: their interval is the Q/DQ graph's, beside another column.
+    """
+    known = metrics(report)
+    own = f"{report.headline}.{name}"
+    if own in known and known[own] is None:
+        return ""
     return interval_text(name, figure(report, name))
 
 

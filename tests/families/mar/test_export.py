@@ -88,7 +88,7 @@ def test_pictures_are_encoded_to_latents_and_decoded(tiny_mar: TinyMar, tmp_path
     assert arvg("encode", tiny_mar.folder, picture, "-o", latents).code == 0
     assert np.load(latents)["latent_0"].shape == (1, 4, 4, 4)
     outcome = arvg("decode", tiny_mar.folder, latents, "-o", tmp_path / "back")
-    assert outcome.out == f"{tmp_path / 'back' / '0.png'}\n"
+    assert outcome.out == f"{tmp_path / 'back' / '00000_0.png'}\n"
 
 
 def test_options_of_a_mar_are_refused_by_the_others(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_terminal_says_what_is_downloaded() -> None:
         "quantized weights alone 4.00\u00d7 smaller"
     )
     alone = msgspec.structs.replace(PACKED, candidate="qdq")
-    assert alone.line.startswith("packed Q/DQ graphs (no engine runs here")
+    assert alone.line.startswith("packed Q/DQ graphs (no engine was run;")
     older = ValidationFacts(metrics={"packed_compression": 4.0})
     assert download_line(older) == "quantized weights alone 4.00\u00d7 smaller"
 
