@@ -73,6 +73,9 @@ def read_arrays(path: Path) -> dict[str, Array]:
     Raises:
         CalibrationError: no such file, or another kind of file.
     """
+    if path.is_dir():
+        do = "--feeds takes a .npz of arrays; a folder of images is given with --images"
+        raise CalibrationError("is a folder", where=str(path), do=do)
     if not path.is_file():
         raise CalibrationError("no such file", where=str(path), do="--feeds takes a .npz of arrays")
     try:

@@ -111,3 +111,9 @@ def test_noise_is_seeded_and_fits_every_input() -> None:
         assert np.array_equal(one["g/x"], same["g/x"])
         assert not np.array_equal(one["g/x"], different["g/x"])
         assert np.abs(one["g/x"]).max() <= 1 and set(one["g/t"].ravel()) <= {0, 1}
+
+
+def test_a_folder_in_the_place_of_arrays_names_the_option_for_images(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="is a folder") as caught:
+        read_arrays(tmp_path)
+    assert "--images" in str(caught.value.do)
