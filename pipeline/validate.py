@@ -61,6 +61,7 @@ def prepare_validation(
         executed_engine,
     )
     from ..validate.measure.kinds import leaked, open_measurement
+    from ..validate.measure.ranges import unlike_calibration
     from ..validate.measure.sizes import measure_shipped
     from ..validate.metric_names import parse_gates_of
     from ..validate.opinion.checkpoint import find_checkpoint
@@ -88,6 +89,8 @@ def prepare_validation(
     if repeated:
         named = bounded(repeated, measurement.noun)
         reporter.warn(f"validated on calibration {measurement.noun}: {named}")
+    for text in unlike_calibration(measurement.sources, workspace.folder("calibrate") / "samples"):
+        reporter.warn(text)
     engines = {} if options.skip_engine else engine_manifests(workspace, name)
     executed = executed_engine(workspace, name, engines, options.device, reporter)
     digests = measurement.digests

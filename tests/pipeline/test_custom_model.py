@@ -177,6 +177,21 @@ def test_a_warning_of_many_samples_names_the_first_ones(
     assert f"calibration samples: {SAMPLES} samples, the first 3: {first}\n" in again.err
 
 
+def test_held_out_arrays_of_another_scale_are_warned_of(
+    models: dict[str, Own], transformer: Path, tmp_path: Path
+) -> None:
+    own = models["transformer"]
+    (x,) = np.load(own.validation).values()
+    scaled = save(tmp_path / "scaled.npz", x=x / 255)
+    outcome = arvg("validate", transformer, "--feeds", scaled, "--rounds", 0)
+    assert outcome.code == 0
+    assert (
+        "warning: x reaches " in outcome.err and "is one of them scaled otherwise?" in outcome.err
+    )
+    again = arvg("validate", transformer, "--feeds", own.validation, "--rounds", 0)
+    assert (again.code, again.err) == (0, "")
+
+
 def test_a_title_names_own_graphs_and_brings_no_licence_of_a_shipped_model(
     models: dict[str, Own], tmp_path: Path
 ) -> None:
