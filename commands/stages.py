@@ -196,13 +196,11 @@ def calibrate(
 @name_option
 @struct_options(QuantizeOptions)
 @memory_option
-@option("--plan", "plan_file", group="Sites", type=PathArgument(), help="An edited plan.json.")
 @json_option
 def quantize(
     workspace: Path,
     recipe_name: str | None,
     name: str | None,
-    plan_file: Path | None,
     max_memory: int,
     as_json: bool,
     **changes: Any,
@@ -222,7 +220,7 @@ def quantize(
     perform(
         workspace,
         as_json,
-        lambda w, r: [quantize_stage(w, called, options, r, plan_file, max_memory)],
+        lambda w, r: [quantize_stage(w, called, options, r, max_memory)],
     )
 
 
