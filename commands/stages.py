@@ -28,8 +28,8 @@ from .support.perform import (
     name_option,
     perform,
     quantization_name,
+    recipe_of_stage,
     recipe_option,
-    recipe_or_none,
 )
 from .support.tracking import experiment_option, mlflow_option, tracking
 
@@ -183,7 +183,7 @@ def calibrate(
     if merge:
         perform(workspace, as_json, lambda w, r: [merge_stage(w, parts, r)])
         return
-    recipe = recipe_or_none(recipe_name)
+    recipe = recipe_of_stage(recipe_name, "calibrate", changes)
     base = recipe.calibrate if recipe else CalibrateOptions()
     options = with_changes(base, **changes)
     execution = Execution.choose(executor, workers) if executor else None
@@ -213,7 +213,7 @@ def quantize(
     """
     from ..pipeline.quantize import quantize_stage
 
-    recipe = recipe_or_none(recipe_name)
+    recipe = recipe_of_stage(recipe_name, "quantize", changes)
     base = recipe.quantize if recipe else QuantizeOptions()
     options = with_changes(base, **with_implied(changes))
     called = quantization_name(name, recipe)
@@ -254,7 +254,7 @@ def validate(
     """
     from ..pipeline.validate import validate_stage
 
-    recipe = recipe_or_none(recipe_name)
+    recipe = recipe_of_stage(recipe_name, "validate", changes)
     base = recipe.validate if recipe else ValidateOptions()
     options = with_changes(base, **changes)
     if workspace.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ..errors import ArvgError, CalibrationError, ExportError, RecipeError
@@ -13,6 +13,7 @@ from .recipe import Recipe
 CHECKPOINT = "checkpoint"
 # Keys whose files are ONNX graphs, which may have their weights in files beside them.
 GRAPH_KEYS = ("graphs", "[validate] features", "[validate] lpips", "[validate] dists")
+NOUNS = {"images": "folder", "samples_from": "file or folder"}  # of keys that take no file
 
 
 def named_paths(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -40,16 +41,24 @@ def named_paths(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield key, path
 
 
-def require_paths(recipe: Recipe, name: str | os.PathLike[str]) -> None:
+def require_paths(
+    recipe: Recipe,
+    name: str | os.PathLike[str],
+    table: str = "",
+    replaced: Collection[str] = (),
+) -> None:
     """Check that what the recipe `name` names is there, but the checkpoint, which may be fetched.
+
+    With a `table`, such as ``[calibrate]``, its keys alone are checked, but those `replaced`.
 
     Raises:
         ArvgError: of the kind of the stage that reads it; names the recipe, the key and the path.
     """
     for key, path in named_paths(recipe):
-        if key != CHECKPOINT and not os.path.exists(path):
+        counts = key.startswith(table) and key != CHECKPOINT and key.split()[-1] not in replaced
+        if counts and not os.path.exists(path):
             raise error_of(key)(
-                f"{key} names {path}, which is not there",
+                f"{key} names {path}: no such {NOUNS.get(key.split()[-1], 'file')}",
                 where=os.fspath(name),
                 do=advice(path, Path(name).parent),
             )
