@@ -88,7 +88,7 @@ def test_a_plan_that_cannot_be_followed_is_refused_before_any_stage(
 def test_the_recipe_s_formats_are_not_asked_of_a_target_beside_a_plan(
     recipe: Path, workspace: Path
 ) -> None:
-    """What a plan quantizes to is checked when it is built."""
+    """The build checks what a plan quantizes to."""
     fp8 = 'quantize_method = "fp8"\n'
     recipe.write_text(recipe.read_text() + fp8)
     assert state(recipe)[0] == "runs"
