@@ -89,10 +89,10 @@ class Workspace:
         """Write the Q/DQ graphs of a quantization called `name`; `plan` is an edited plan.json."""
         from .pipeline.quantize import quantize_stage
 
-        chosen = with_changes(options or QuantizeOptions(), **with_implied(changes))
-        file = None if plan is None else Path(plan)
+        file = None if plan is None else fspath(plan)
+        chosen = with_changes(options or QuantizeOptions(), plan=file, **with_implied(changes))
         with LockedWorkspace(self.path) as opened:
-            return quantize_stage(opened, name, chosen, self.reporter, file, max_memory)
+            return quantize_stage(opened, name, chosen, self.reporter, max_memory)
 
     def search(
         self,
@@ -183,8 +183,11 @@ def run_recipe(
     """Run every stage of a recipe, a TOML file or a preset's name; return the report."""
     from .pipeline.run import run_recipe as run_stages
     from .recipe.file import load_recipe
+    from .recipe.paths import require_paths
 
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        require_paths(chosen, recipe)
     run_stages(chosen, SilentReporter() if reporter is None else reporter, max_memory)
     return Workspace(chosen.workspace).report(chosen.name)
 

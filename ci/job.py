@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..errors import RecipeError
+from ..errors import ExportError, RecipeError
 from ..export.checkpoint.resolve import is_hub_id
+from ..extras import require_packages
 from ..families.variants import IN_MINIS, MINIS, find_model, shipped_checkpoint
 from ..recipe.file import PRESETS, find_recipe, load_recipe
+from ..recipe.paths import CHECKPOINT, GRAPH_KEYS, named_paths
 from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
 from ..validate.metric_names import parse_gates_of
@@ -190,24 +193,31 @@ def require_gpu(recipe: Recipe, hosted: bool) -> None:
 
 
 def data_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Yield the keys of a recipe that name files or folders, with what they name."""
-    calibrate, validate = recipe.calibrate, recipe.validate
-    named = {
-        "checkpoint": recipe.checkpoint,
-        "[calibrate] images": calibrate.images,
-        "[calibrate] feeds": calibrate.feeds,
-        "[calibrate] samples_from": calibrate.samples_from,
-        "[validate] images": validate.images,
-        "[validate] feeds": validate.feeds,
-        "[validate] features": validate.features,
-    }
-    yield from (("graphs", graph) for graph in recipe.graphs)
-    for key, path in named.items():
-        if path is None or path.split(":")[0] == "skimage":
-            continue
-        if key == "checkpoint" and is_hub_id(path):
+    """Yield the keys of a recipe that name files or folders, with what they name.
+
+    A graph is followed by the files of its weights.
+    """
+    for key, path in named_paths(recipe):
+        if key == CHECKPOINT and is_hub_id(path):
             continue
         yield key, path
+        if key in GRAPH_KEYS and Path(path).is_file():
+            yield from ((f"a weight file of {path}", file) for file in weight_files(path))
+
+
+def weight_files(graph: str) -> Iterator[str]:
+    """Yield the files that have the weights of a graph; none where it holds them itself.
+
+    Raises:
+        ArvgError: reading graphs takes packages that are not installed.
+        ExportError: it is no ONNX file.
+    """
+    require_packages("export", but=["torch", "onnxscript"])
+    from ..graph.io import external_files
+
+    do = "name an ONNX file; one that Git LFS has not fetched yet comes by `git lfs pull`"
+    for location in external_files(Path(graph), error=ExportError, do=do):
+        yield os.path.normpath(os.path.join(os.path.dirname(graph), location))
 
 
 def split_data(recipe: Recipe, hosted: bool) -> tuple[list[str], list[str]]:

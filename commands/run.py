@@ -56,10 +56,12 @@ def run(
     """
     from ..explain.recipes import adapt_recipe, require_weights
     from ..pipeline.run import run_recipe
+    from ..recipe.paths import require_paths
 
     written = load_recipe(recipe_name)
     recipe = adapt_recipe(recipe_name, written, model, checkpoint, workspace)
     require_weights(recipe_name, recipe)
+    require_paths(recipe, recipe_name)
     if dry_run:
         print_plan(recipe, as_json)
         say_left_out(written, recipe)

@@ -28,8 +28,8 @@ from .support.perform import (
     name_option,
     perform,
     quantization_name,
+    recipe_of_stage,
     recipe_option,
-    recipe_or_none,
 )
 from .support.tracking import experiment_option, mlflow_option, tracking
 
@@ -183,7 +183,7 @@ def calibrate(
     if merge:
         perform(workspace, as_json, lambda w, r: [merge_stage(w, parts, r)])
         return
-    recipe = recipe_or_none(recipe_name)
+    recipe = recipe_of_stage(recipe_name, "calibrate", changes)
     base = recipe.calibrate if recipe else CalibrateOptions()
     options = with_changes(base, **changes)
     execution = Execution.choose(executor, workers) if executor else None
@@ -196,13 +196,11 @@ def calibrate(
 @name_option
 @struct_options(QuantizeOptions)
 @memory_option
-@option("--plan", "plan_file", group="Sites", type=PathArgument(), help="An edited plan.json.")
 @json_option
 def quantize(
     workspace: Path,
     recipe_name: str | None,
     name: str | None,
-    plan_file: Path | None,
     max_memory: int,
     as_json: bool,
     **changes: Any,
@@ -215,14 +213,14 @@ def quantize(
     """
     from ..pipeline.quantize import quantize_stage
 
-    recipe = recipe_or_none(recipe_name)
+    recipe = recipe_of_stage(recipe_name, "quantize", changes)
     base = recipe.quantize if recipe else QuantizeOptions()
     options = with_changes(base, **with_implied(changes))
     called = quantization_name(name, recipe)
     perform(
         workspace,
         as_json,
-        lambda w, r: [quantize_stage(w, called, options, r, plan_file, max_memory)],
+        lambda w, r: [quantize_stage(w, called, options, r, max_memory)],
     )
 
 
@@ -256,7 +254,7 @@ def validate(
     """
     from ..pipeline.validate import validate_stage
 
-    recipe = recipe_or_none(recipe_name)
+    recipe = recipe_of_stage(recipe_name, "validate", changes)
     base = recipe.validate if recipe else ValidateOptions()
     options = with_changes(base, **changes)
     if workspace.is_file():

@@ -60,6 +60,7 @@ def sweep(
     from ..explain.recipes import adapt_recipe, require_weights
     from ..pipeline.sweep import aligned, run_sweep
     from ..recipe.file import load_recipe
+    from ..recipe.paths import require_paths
     from ..validate.choice.candidates import read_candidates
     from ..validate.choice.front import pareto_front
     from ..validate.choice.page import PAGE, sweep_page
@@ -71,6 +72,8 @@ def sweep(
         [adapt_recipe(n, load_recipe(n), model, checkpoint, workspace) for n in recipe_names]
     )
     require_weights(recipe_names[0], recipes[0])
+    for name, recipe in zip(recipe_names, recipes, strict=True):
+        require_paths(recipe, name)
     with ConsoleReporter(quiet=as_json) as reporter:
         folders = run_sweep(recipes, reporter, max_memory)
     found = read_candidates([folder / REPORT_FILE for folder in folders], quality)

@@ -102,11 +102,18 @@ def adapt_recipe(
     measured there: neither goes along to another model.
 
     Raises:
-        RecipeError: the model is of another family; names the presets of that one.
+        RecipeError: the model is of another family; names the presets of that one. Or the recipe
+            has a plan, which is of its own model's sites.
         ExportError: there is no such model.
     """
     if model is not None and model != recipe.model:
         require_family(name, recipe, model)
+        if recipe.quantize.plan is not None:
+            raise RecipeError(
+                f"its plan is of the sites of {recipe.model}, and --model names another",
+                where=name,
+                do="leave plan out, or make one of that model's",
+            )
         recipe = msgspec.structs.replace(
             recipe,
             model=model,

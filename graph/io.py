@@ -174,6 +174,30 @@ def elements(tensor: onnx.TensorProto) -> int:
     return count
 
 
+def external_files(
+    path: Path,
+    *,
+    error: type[ArvgError] = WorkspaceError,
+    do: str = "run the stage that wrote it again",
+) -> tuple[str, ...]:
+    """Return the names of the files beside a graph that have its weights, which are not read.
+
+    Raises:
+        ArvgError: of the kind `error`: no such file, or not an ONNX model.
+    """
+    return tuple(
+        sorted(
+            {
+                entry.value
+                for tensor in all_tensors(read_proto(path, error=error, do=do))
+                if tensor.data_location == onnx.TensorProto.EXTERNAL
+                for entry in tensor.external_data
+                if entry.key == "location"
+            }
+        )
+    )
+
+
 def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor of a model: in its graph, in bodies and functions, and in constants."""
     for function in proto.functions:

@@ -9,13 +9,13 @@ import msgspec
 
 from ..calibrate.calibrated import Calibrated
 from ..errors import RecipeError
-from ..numerics.scheme import Plan, SitePlan
-from ..quantize.facts import QuantizationFacts
+from ..numerics.scheme import SitePlan
+from ..quantize.facts import QuantizationFacts, read_plan
 from ..quantize.overflow import unplanned_overflow_tensors
 from ..quantize.write import changed_graphs, float_bytes, write_quantized
-from ..recipe.quantize import MACHINE_SUFFIX, MAX_MEMORY, QuantizeOptions
+from ..recipe.quantize import MAX_MEMORY, QuantizeOptions, machine_file
 from ..workspace.facts import FP16, kind_of
-from ..workspace.files import decode_json, sha256_file
+from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest
 from ..workspace.stage import PreparedStage, Reporter, StageResult, in_stage, package_versions
 from ..workspace.workspace import Workspace
@@ -28,14 +28,13 @@ def quantize_stage(
     name: str,
     options: QuantizeOptions,
     reporter: Reporter,
-    plan_file: Path | None = None,
     max_memory: int = MAX_MEMORY,
 ) -> StageResult:
-    """Quantize by `options`, or by a plan that a person or a search has edited.
+    """Quantize by `options`, or by the plan that they name, which a person may have edited.
 
     Second moments, where a rounding asks for them, take at most `max_memory` bytes at a time.
     """
-    return prepare_quantization(workspace, name, options, reporter, plan_file, max_memory).run()
+    return prepare_quantization(workspace, name, options, reporter, max_memory).run()
 
 
 def prepare_quantization(
@@ -43,7 +42,6 @@ def prepare_quantization(
     name: str,
     options: QuantizeOptions,
     reporter: Reporter,
-    plan_file: Path | None = None,
     max_memory: int = MAX_MEMORY,
 ) -> PreparedStage:
     """Return what `quantize_stage` would do.
@@ -62,14 +60,12 @@ def prepare_quantization(
     reporter = in_stage(reporter, "quantize")
     source = Calibrated.open(workspace)
     require_halves_of_tokenizer(options, source.exported)
+    plan_file = None if options.plan is None else Path(options.plan)
     if plan_file is None:
         plan = make_plan(source.planned, options, decoder=source.decoder)
         plan = fit_to_target(workspace, plan, source.planned, options)
     else:
-        plan = decode_json(
-            plan_file, Plan, do="see quantize/NAME/plan.json for the form", error=RecipeError
-        )
-        plan = with_float_decoder(plan, source.planned, source.decoder)
+        plan = with_float_decoder(read_plan(plan_file), source.planned, source.decoder)
     plan = with_caches(plan, source, options)
     entries = check_plan(plan, source.planned)
     if not source.generates:
@@ -79,7 +75,7 @@ def prepare_quantization(
     wanted = Manifest(
         stage="quantize",
         inputs=source.digests | read_files(plan=plan_file, plan_for=machine_file(options.plan_for)),
-        options=msgspec.to_builtins(options),
+        options=options.recorded(),
         versions=package_versions("onnxruntime", "onnx-ir", "numpy"),
     )
 
@@ -100,10 +96,6 @@ def prepare_quantization(
         )
 
     return PreparedStage(workspace.folder("quantize", name), wanted, work)
-
-
-def machine_file(plan_for: str | None) -> Path | None:
-    return Path(plan_for) if plan_for and plan_for.endswith(MACHINE_SUFFIX) else None
 
 
 def read_files(**files: Path | None) -> dict[str, str]:

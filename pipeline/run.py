@@ -9,6 +9,7 @@ from ..errors import ArvgError, BuildError, RecipeError
 from ..extras import require_packages
 from ..families.custom.export import graph_names
 from ..families.variants import find_model
+from ..quantize.facts import read_plan
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, without_folders
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
@@ -44,6 +45,8 @@ def check_recipe(recipe: Recipe) -> None:
     family = find_family(entry.family)
     parse_gates_of(family.kind, recipe.validate.gates)
     check_name_and_attention(recipe, family.generates)
+    if recipe.quantize.plan is not None:
+        read_plan(Path(recipe.quantize.plan))
     if family.source == "graphs":
         graph_names([Path(graph) for graph in recipe.graphs])
     else:
@@ -81,8 +84,9 @@ def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: boo
     from ..engines.tensorrt.targets import check_formats, resolve_target
     from ..runtime.trt_compat import load_builder
 
-    fp8 = quantize.quantize_method == "fp8" or (
-        quantize.integer_exponents and quantize.activation_bits == 8
+    method = quantize.quantize_method if quantize.plan is None else None  # a plan has its own
+    fp8 = method == "fp8" or (
+        method and quantize.integer_exponents and quantize.activation_bits == 8
     )
     if options.on_cpu:
         if fp8 and "*" not in quantize.exclude:
@@ -98,7 +102,7 @@ def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: boo
         resolve_target(t, options.backend) for t in options.targets or own_gpu(options.backend)
     ]
     wanted: dict[str, Format] = {"the recipe": "fp8"} if fp8 else {}
-    if quantize.quantize_method == "blockwise" and generates:  # whose linears all have blocks
+    if method == "blockwise" and generates:  # whose linears all have blocks
         wanted["the recipe"] = "int4"
     if options.half == "bfloat16":
         wanted["what is not quantized"] = "bf16"

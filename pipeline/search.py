@@ -59,7 +59,7 @@ def search_stage(
         stage="search",
         inputs=source.digests,
         options={
-            "quantize": msgspec.to_builtins(options),
+            "quantize": options.recorded(),
             "search": msgspec.to_builtins(search),
         },
         versions=package_versions("onnxruntime", "onnx-ir", "numpy", "scipy"),

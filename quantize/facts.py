@@ -1,15 +1,18 @@
-"""Define the facts about sites and graphs that quantization leaves in manifests and reports."""
+"""Define what quantization leaves in files: facts of sites and graphs for reports, the plan."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
+from ..errors import RecipeError
 from ..graph.sites import NO_WEIGHT
-from ..numerics.scheme import CacheGranularity, CacheType
+from ..numerics.scheme import CacheGranularity, CacheType, Plan
+from ..workspace.files import decode_json
 
 NO_WEIGHTS = ("float16", NO_WEIGHT)  # of sites whose weight is not quantized
 
@@ -107,3 +110,13 @@ def common_text(texts: Sequence[str]) -> str:
     numbers = zip(*(NUMBER.findall(text) for text in texts), strict=True)
     kept = iter([each[0] if len(set(each)) == 1 else "…" for each in numbers])
     return NUMBER.sub(lambda _: next(kept), texts[0])
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.json, which a person may have edited; its entries are not checked yet.
+
+    Raises:
+        RecipeError: no such file, or not of that form.
+    """
+    do = "see quantize/NAME/plan.json for the form"
+    return decode_json(path, Plan, do=do, error=RecipeError)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
 
 from ..numerics.scheme import BLOCK_BITS, BLOCKS, CacheType, Rounding, Smoothing
 from .base import COUNT, Options, require_not_empty
@@ -39,7 +42,7 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         "Scales and ranges": ("smoothing", "shift", "token_wise", "clip_power", "per_tensor"),
         "Rounding of weights": ("tap_sums", "data_aware", "rounding", "bias_correction"),
         "Attention": ("attention_inputs", "attention", "attention_bits", "kv_cache"),
-        "Sites": ("exclude", "include", "float_inputs"),
+        "Sites": ("exclude", "include", "float_inputs", "plan"),
         "Target": ("plan_for", "plan_batch", "narrow"),
     }
 
@@ -159,7 +162,11 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         says("Give sites that match this pattern one scale, although token_wise is set."),
     ] = ()
     exclude: Annotated[
-        tuple[str, ...], says("Leave sites that match this pattern in high precision.")
+        tuple[str, ...],
+        says(
+            "Leave sites that match this pattern in high precision. The scales of all others are "
+            "searched again; a plan keeps its own."
+        ),
     ] = ()
     include: Annotated[
         tuple[str, ...],
@@ -170,6 +177,13 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
         tuple[str, ...],
         says("Quantize the weights alone of sites that match this pattern."),
     ] = ()
+    plan: Annotated[
+        str | None,
+        says(
+            "A plan.json that `quantize`, `search` or `diagnose` wrote, or an edited one: it says "
+            "the formats of all sites, in place of the options that choose them."
+        ),
+    ] = None
     plan_for: Annotated[
         str | None,
         says(
@@ -186,10 +200,13 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         require_in_range(self)
         self.check_formats()
-        if self.plan_for is not None:
-            require_not_empty(self, "plan_for")
-            if self.activation_bits == FLOAT_BITS:
-                raise ValueError("plan_for chooses which inputs are quantized: none are")
+        require_not_empty(self, "plan", "plan_for")
+        if self.plan_for is not None and self.activation_bits == FLOAT_BITS:
+            raise ValueError("plan_for chooses which inputs are quantized: none are")
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what a manifest holds of the options: not where a plan lies, which is an input."""
+        return {k: v for k, v in msgspec.to_builtins(self).items() if k != "plan"}
 
     def check_formats(self) -> None:
         """Raise ValueError for a method, bits and options that do not go together."""
@@ -223,6 +240,11 @@ class QuantizeOptions(Options, frozen=True, kw_only=True):
                 f"{self.quantize_method} is weight-only: set activation_bits = {FLOAT_BITS}, "
                 "or use per_channel"
             )
+
+
+def machine_file(plan_for: str | None) -> Path | None:
+    """Return the file that describes a machine to plan for; None for a name of a GPU, or none."""
+    return Path(plan_for) if plan_for and plan_for.endswith(MACHINE_SUFFIX) else None
 
 
 def with_implied(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ LOGARITHMIC = ("log_quantization", "per_channel_log")
 def summarize(recipe: Recipe) -> str:
     """Return what a recipe quantizes to, by which method, as one line."""
     options = recipe.quantize
+    if options.plan is not None:
+        return ", ".join((f"formats of {options.plan}", *method_of(options)))
     parts = [formats_of(options)]
     if options.attention != "float":
         parts.append(f"attention in {options.attention.upper()}")
@@ -28,11 +30,13 @@ def summarize(recipe: Recipe) -> str:
         parts.append(f"decoder in {options.decoder_bits} bits")
     if options.exclude:
         parts.append(f"{', '.join(options.exclude)} in high precision")
-    if options.activation_bits != FLOAT_BITS:
-        parts.append(scaling_of(options))
-    if options.rounding == "gptq":
-        parts.append("GPTQ")
-    return ", ".join(parts)
+    return ", ".join((*parts, *method_of(options)))
+
+
+def method_of(options: QuantizeOptions) -> list[str]:
+    """Return how scales are chosen and weights are rounded, where that is to be said."""
+    parts = [] if options.activation_bits == FLOAT_BITS else [scaling_of(options)]
+    return [*parts, *(["GPTQ"] if options.rounding == "gptq" else [])]
 
 
 def formats_of(options: QuantizeOptions) -> str:

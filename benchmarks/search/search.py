@@ -21,6 +21,7 @@ from ...pipeline.calibrate import calibrate_stage
 from ...pipeline.export import export_any
 from ...pipeline.quantize import quantize_stage
 from ...pipeline.search import search_stage
+from ...recipe.base import with_changes
 from ...recipe.calibrate import CalibrateOptions
 from ...recipe.commands import SearchOptions
 from ...recipe.quantize import FLOAT_BITS, QuantizeMethod, QuantizeOptions
@@ -81,8 +82,8 @@ def tokenizer_rows(
         most = min(done.manifest.results["packed_bytes"] for done in made.values())
         search = SearchOptions(budgets=(f"size<={most}B",), samples=samples)
         found = search_stage(workspace, FOUND, weights_only, search, reporter)
-        plan = found.folder / "plan.json"
-        made[FOUND] = quantize_stage(workspace, FOUND, weights_only, reporter, plan)
+        by_plan = with_changes(weights_only, plan=str(found.folder / "plan.json"))
+        made[FOUND] = quantize_stage(workspace, FOUND, by_plan, reporter)
         fp32 = measure(ImageTokenizer.open(workspace.folder("export")), images)
         measured = {k: measure(ImageTokenizer.open(v.folder), images) for k, v in made.items()}
     rows = [
@@ -132,10 +133,10 @@ def generator_rows(
             )
             found = search_stage(workspace, f"{FOUND}-{bits}", even, search, reporter)
             searches.append(SearchRow.of(f"{GENERATOR}, activations {bits}", found))
-            plan = found.folder / "plan.json"
+            by_plan = with_changes(even, plan=str(found.folder / "plan.json"))
             made = {
                 f"{AVG_BITS} everywhere": quantize_stage(workspace, f"even-{bits}", even, reporter),
-                FOUND: quantize_stage(workspace, f"{FOUND}-{bits}", even, reporter, plan),
+                FOUND: quantize_stage(workspace, f"{FOUND}-{bits}", by_plan, reporter),
             }
             for name, done in made.items():
                 to = distance(reference, graph_model(done.folder), rows_left_out, BATCH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ...errors import RecipeError
 from ...recipe.base import check_name, with_changes
 from ...recipe.build import BuildOptions
 from ...recipe.file import load_recipe
+from ...recipe.paths import require_paths
 from ...recipe.recipe import Recipe
 from ...workspace.stage import StageResult
 from ...workspace.workspace import Workspace
@@ -33,6 +34,15 @@ name_option = click.option(
 
 def recipe_or_none(name: str | None) -> Recipe | None:
     return None if name is None else load_recipe(name)
+
+
+def recipe_of_stage(name: str | None, stage: str, changes: Mapping[str, Any]) -> Recipe | None:
+    """Return a recipe whose files for a stage are there, but those that `changes` replace."""
+    recipe = recipe_or_none(name)
+    if recipe is not None and name is not None:
+        replaced = [key for key, value in changes.items() if value is not None]
+        require_paths(recipe, name, f"[{stage}]", replaced)
+    return recipe
 
 
 def quantization_name(name: str | None, recipe: Recipe | None) -> str:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import onnx
 
 from ...errors import WorkspaceError
-from ...graph.io import all_tensors, read_graph, read_proto
+from ...graph.io import external_files, read_graph
 from ...graph.weight_file import WEIGHTS, SharedWeights
 from ...recipe.build import BuildOptions
 from ...runtime.bundle.layout import TargetGroup
@@ -210,7 +209,7 @@ def model_files(
         digest = digests[f"{place}/{engine}"]
         return [ServedFile(f"{version}/{PLAN}", folder / engine, digest)]
     graph = f"{model.graph}.onnx"
-    weights = weight_files(folder / graph)
+    weights = external_files(folder / graph)
     home = f"{version}/{ONNX}" if weights else version
     names = {graph: ONNX} | {name: name for name in weights}
     found = {source: digests[f"{place}/{source}"] for source in names}
@@ -221,18 +220,6 @@ def model_files(
         ServedFile(f"{home}/{names[source]}", folder / source, digest)
         for source, digest in found.items()
     ]
-
-
-def weight_files(path: Path) -> tuple[str, ...]:
-    """Return the names of the files beside a graph that have its weights."""
-    places = {
-        entry.value
-        for each in all_tensors(read_proto(path))
-        if each.data_location == onnx.TensorProto.EXTERNAL
-        for entry in each.external_data
-        if entry.key == "location"
-    }
-    return tuple(sorted(places))
 
 
 def ensembles_of(prefix: str, models: Mapping[str, Model], kind: ModelKind) -> list[Ensemble]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from arvg_trt.ci.job import JobOptions, describe_job
@@ -11,6 +12,7 @@ from arvg_trt.ci.repository import git
 from arvg_trt.workspace.stage import tool_version
 
 from ..command_line import arvg, assert_refused
+from ..families.custom.models import handmade_transformer
 
 RECIPE = """\
 schema = "arvg-trt/recipe/v1"
@@ -167,3 +169,51 @@ def test_a_small_model_of_its_own_package_is_installed_with_it() -> None:
         text = arvg("ci", platform, "var-w8a8").out
         assert f"arvg-trt-minis=={version}" in text
         assert "arvg-trt-minis" not in arvg("ci", platform, "rar-w8a8").out
+
+
+@pytest.fixture
+def own() -> str:
+    """A recipe of a graph in a folder, with its weights in a file beside it, as PyTorch writes."""
+    Path("graphs").mkdir()
+    handmade_transformer(Path("model.onnx"))
+    onnx.save(
+        onnx.load("model.onnx"),
+        "graphs/model.onnx",
+        save_as_external_data=True,
+        location="model.onnx.data",
+        size_threshold=0,
+    )
+    for name in ("feeds.npz", "plan.json", "machine.json"):
+        Path(name).touch()
+    return write(
+        'graphs = ["graphs/model.onnx"]\n[calibrate]\nfeeds = "feeds.npz"\n'
+        '[quantize]\nplan = "plan.json"\nplan_for = "machine.json"',
+        model="onnx",
+    )
+
+
+def test_weights_beside_a_graph_and_a_plan_are_in_the_key(own: str) -> None:
+    files = ("graphs/model.onnx", "graphs/model.onnx.data", "feeds.npz", "plan.json")
+    assert describe_job(own, JobOptions()).files == ("r.toml", *files, "machine.json")
+    listed = ", ".join(f"'{name}'" for name in ("r.toml", *files, "machine.json"))
+    assert f"hashFiles({listed})" in arvg("ci", "github", own).out
+
+
+@pytest.mark.parametrize("name", ["graphs/model.onnx.data", "plan.json"])
+def test_weights_or_a_plan_that_a_job_would_not_find_are_refused(own: str, name: str) -> None:
+    if git("init", "--quiet") is None:
+        pytest.skip("git is not installed")
+    Path(".gitignore").write_text(f"{name}\n")
+    refused(own, 3, name, "ignored by git")
+    Path(name).unlink()
+    refused(own, 3, name, "is not in this folder", "add it to the repository")
+
+
+def test_a_graph_that_git_lfs_has_not_fetched_is_told(own: str) -> None:
+    Path("graphs/model.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused(own, 4, "graphs/model.onnx", "is not an ONNX model", "git lfs pull")
+
+
+def test_networks_of_metrics_are_data_of_a_job() -> None:
+    for key in ("features", "lpips", "dists"):
+        refused(write(f'[validate]\n{key} = "n.onnx"'), 3, "n.onnx", f"[validate] {key}")
