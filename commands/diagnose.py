@@ -16,7 +16,7 @@ from ..recipe.commands import DiagnoseOptions
 from ..recipe.file import load_recipe
 from ..recipe.recipe import Recipe
 from ..recipe.validate import ValidateOptions
-from ..workspace.workspace import RECIPE_FILE, Workspace
+from ..workspace.workspace import RECIPE_FILE, Workspace, require_workspace
 from .support.console import ConsoleReporter, print_json
 from .support.groups import DefaultGroup, GroupedCommand, option
 from .support.options import Bytes, PathArgument, json_option, struct_options, workspace_argument
@@ -187,6 +187,7 @@ def build_failure(
     """
     from ..explain.diagnose import diagnose_build_failure
 
+    require_workspace(workspace)
     recipe = recipe_or_none(recipe_name) or last_recipe(workspace, name)
     called = quantization_name(name, recipe)
     builds = failed_builds(workspace, called, recipe, changes)

@@ -137,7 +137,7 @@ def refused(folder: Path, *options: object) -> Outcome:
 def test_bad_input_is_refused(copied: Path) -> None:
     assert_refused(refused(copied, "--name", "plain", "--site", "frist"), 3, "frist", "first")
     assert_refused(refused(copied, "--name", "none"), 9, "quantize", "first")
-    assert_refused(arvg("diagnose", copied / "nothing"), 9, "manifest.json", "quantize")
+    assert_refused(arvg("diagnose", copied / "nothing"), 9, "is no workspace", "export")
     outcome = arvg("diagnose", copied / "ws", "--name", "plain", "--feeds", copied / "none.npz")
     assert_refused(outcome, 5, "none.npz")
     quantized = copied / "ws" / "quantize"
