@@ -347,5 +347,5 @@ def test_a_workspace_that_lost_its_file_is_one(tmp_path: Path) -> None:
     run_stage(tmp_path / "quantize" / "int8", WANTED, lambda folder: Results())
     with Workspace(tmp_path) as workspace:
         assert workspace.manifest("quantize", "int8", stage="quantize").stage == "quantize"
-        with pytest.raises(WorkspaceError, match="manifest.json"):
+        with pytest.raises(WorkspaceError, match=r"manifest\.json"):
             workspace.manifest("export", stage="export")
