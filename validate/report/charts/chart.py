@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from os.path import commonprefix
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 # In units of the drawing: a screen shows the one that fits at about a pixel each.
@@ -151,11 +150,18 @@ def axis_labels(names: Sequence[str]) -> list[tuple[int, str]]:
     tells = len(begins) >= min(FEWEST_LABELS, len(names))
     if tells and len(labels) == len(begins) and max(map(len, labels)) <= LONGEST_LABEL:
         return begins
-    common = len(commonprefix(names)) if len(names) > 1 else 0
-    start = common if common > LONGEST_LABEL // 3 else 0
+    start = shared_start(names)
+    start = start if start > LONGEST_LABEL // 3 else 0
     cut = [shortened(f"\u2026{name[start:]}" if start else name) for name in names]
     seen = Counter(cut)
     return [(k, f"{k + 1}: {c}" if seen[c] > 1 else c) for k, c in enumerate(cut)]
+
+
+def shared_start(names: Sequence[str]) -> int:
+    """Return how many letters all names have in common, up to a dot or a slash."""
+    first, last = min(names), max(names)
+    alike = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), len(first) - 1)
+    return 1 + max(first.rfind(".", 0, alike), first.rfind("/", 0, alike))
 
 
 def shortened(name: str) -> str:

@@ -142,7 +142,7 @@ def test_labels_are_short_and_none_is_there_twice(names: list[str]) -> None:
 def test_a_long_name_keeps_its_end() -> None:
     names = tuple(f"/model/encoder/layers.{k}/self_attn/q_proj/MatMul" for k in range(12))
     for k, label in axis_labels(names):
-        assert label == f"\u2026{k}/self_at"[:12] + "\u2026_proj/MatMul"
+        assert label == f"\u2026{k}/self_attn"[:12] + "\u2026proj/MatMul"
     alike = [f"layers.0/self_attn/{kind}_proj/MatMul" for kind in "qkv"]
     numbered = [label for _, label in axis_labels(["head", *alike])]
-    assert numbered == ["head", *(f"{k}: layers.0/sel\u2026_proj/MatMul" for k in (2, 3, 4))]
+    assert numbered == ["head", *(f"{k}: layers.0/sel\u2026proj/MatMul" for k in (2, 3, 4))]
