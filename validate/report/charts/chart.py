@@ -160,7 +160,11 @@ def axis_labels(names: Sequence[str]) -> list[tuple[int, str]]:
 def shared_start(names: Sequence[str]) -> int:
     """Return how many letters all names have in common, up to a dot or a slash."""
     first, last = min(names), max(names)
-    alike = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), len(first) - 1)
+    alike = len(first) - 1
+    for k, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            alike = k
+            break
     return 1 + max(first.rfind(".", 0, alike), first.rfind("/", 0, alike))
 
 
