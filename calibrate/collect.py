@@ -175,6 +175,6 @@ def facts_of(
         classes=tuple(classes),
         images=source.names,
         skipped=source.skipped,
-        samples=source.count if dgc is None else task.options.samples,
+        samples=source.count if dgc is None else task.options.count,
         synthetic=source.synthetic,
     )

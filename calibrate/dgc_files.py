@@ -45,7 +45,7 @@ def single_rows(samples: Iterable[Sample]) -> Iterator[Sample]:
 def keep_far_rows(
     export: Path, candidates: Path, target: Path, options: CalibrateOptions, reporter: Reporter
 ) -> DgcSummary:
-    """Move the rows of `options.samples` images from `candidates` to `target`.
+    """Move the rows of `options.count` images from `candidates` to `target`.
 
     Of recorded runs those of the first graph, as many as are kept of an image; of the other
     graphs', which DGC does not weigh, the first images'. An image has two rows.
@@ -69,7 +69,7 @@ def keep_far_rows(
     choice = choose_rows(
         features[~is_null],
         features[is_null],
-        2 * options.samples * runs[graph],
+        2 * options.count * runs[graph],
         options.dgc_select,
     )
     kept = np.concatenate(
@@ -77,7 +77,7 @@ def keep_far_rows(
     )
     moved = [files[k] for k in np.sort(kept)]
     for other in others:
-        moved += sample_files(candidates, other)[: options.samples * runs[other]]
+        moved += sample_files(candidates, other)[: options.count * runs[other]]
     for number, path in enumerate(moved):
         path.rename(target / f"{number:05d}.{path.name.partition('.')[2]}")
     if choice.covariance == "shrunk":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import RecipeError
-from ..workspace.workspace import Workspace
+from ..workspace.workspace import Workspace, require_workspace
 from .support.console import ConsoleReporter, print_json
 from .support.groups import command, option
 from .support.options import PathArgument, json_option, workspace_argument
@@ -105,6 +105,7 @@ def bundle(
     """
     from ..pipeline.bundle import bundle_workspace
 
+    require_workspace(workspace)
     called = quantization_name(name, None)
     given = {"--key": key, "--with-reference": with_reference, "--no-kit": not kit}
     given["--packed"] = packed

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from ..errors import RecipeError, WorkspaceError
-from ..recipe.base import with_changes
+from ..recipe.base import COUNT, with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.commands import DiagnoseOptions
 from ..recipe.file import load_recipe
 from ..recipe.recipe import Recipe
 from ..recipe.validate import ValidateOptions
-from ..workspace.workspace import RECIPE_FILE, Workspace
+from ..workspace.workspace import RECIPE_FILE, Workspace, require_workspace
 from .support.console import ConsoleReporter, print_json
 from .support.groups import DefaultGroup, GroupedCommand, option
 from .support.options import Bytes, PathArgument, json_option, struct_options, workspace_argument
@@ -28,8 +29,12 @@ from .support.perform import (
     selected_builds,
 )
 
-SAMPLES = 4  # of which a half ranks the sites
-HELD_OUT = ("images", "feeds", "labels", "samples", "seed", "size", "threads")
+HELD_OUT = ("images", "feeds", "labels", "seed", "size", "threads")
+SAMPLES = (
+    "How many samples to take, the first ones: half of them rank the sites, the rest measures. "
+    "[default: all images or arrays that are given, at most 32; else 4, which a generator makes or "
+    "the calibration has saved]"
+)
 
 
 @click.group(cls=DefaultGroup, default="sites")
@@ -49,6 +54,7 @@ def diagnose() -> None:
 @recipe_option
 @name_option
 @struct_options(ValidateOptions, only=HELD_OUT)
+@option("--samples", group="Held-out samples", type=click.IntRange(1, COUNT.most), help=SAMPLES)
 @struct_options(DiagnoseOptions)
 @option(
     "--max-memory",
@@ -90,7 +96,7 @@ def diagnose_sites(
 
     if output is not None and os.path.lexists(output):
         raise WorkspaceError("is there already", where=str(output), do="name a new folder with -o")
-    own = {key: changes.pop(key) for key in list(changes) if key not in HELD_OUT}
+    own = {key: changes.pop(key) for key in list(changes) if key not in (*HELD_OUT, "samples")}
     recipe = recipe_or_none(recipe_name)
     called = quantization_name(name, recipe)
     options = held_out_options(recipe or last_recipe(workspace, called), changes)
@@ -111,7 +117,9 @@ def diagnose_sites(
     plan = folder / "plan.json"
     if plan.is_file():
         words = ["arvg-trt", "quantize", str(workspace), "--name", "raised", "--plan", str(plan)]
-        click.echo(f"with these sites raised: {shlex.join(words)}")
+        count = len(found.diagnosis.raised)
+        which = "this site" if count == 1 else f"all {count} sites"
+        click.echo(f"with {which} raised: {shlex.join(words)}")
 
 
 def last_recipe(workspace: Path, name: str | None) -> Recipe | None:
@@ -122,11 +130,12 @@ def last_recipe(workspace: Path, name: str | None) -> Recipe | None:
 
 
 def held_out_options(recipe: Recipe | None, changes: dict[str, Any]) -> ValidateOptions:
-    """Return which samples are measured on: those of a recipe or the options, but a few of them."""
+    """Return which samples are measured on: those of a recipe or the options.
+
+    How many of them is for the command alone to say: it runs each site on each.
+    """
     base = recipe.validate if recipe else ValidateOptions()
-    if changes["samples"] is None:
-        changes = {**changes, "samples": min(base.samples, SAMPLES)}
-    return with_changes(base, **changes)
+    return with_changes(msgspec.structs.replace(base, samples=None), **changes)
 
 
 def failed_builds(
@@ -187,6 +196,7 @@ def build_failure(
     """
     from ..explain.diagnose import diagnose_build_failure
 
+    require_workspace(workspace)
     recipe = recipe_or_none(recipe_name) or last_recipe(workspace, name)
     called = quantization_name(name, recipe)
     builds = failed_builds(workspace, called, recipe, changes)

@@ -210,7 +210,7 @@ def made_by(recipe: Recipe, stage: StageName) -> str:
     if stage == "export":
         return f"{recipe.model}: {', '.join(entry.graphs or map(str, recipe.graphs))}"
     if stage == "calibrate":
-        return f"statistics of {recipe.calibrate.samples} samples"
+        return f"statistics of {recipe.calibrate.count} samples"
     if stage == "quantize":
         return summarize(recipe)
     gates = ", ".join(recipe.validate.gates)

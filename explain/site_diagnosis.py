@@ -24,7 +24,9 @@ from ..recipe.commands import DiagnoseOptions
 from ..recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..recipe.validate import ValidateOptions
 from ..runtime.folders import read_spec
-from ..samples.files import Sample
+from ..samples.base import require_enough
+from ..samples.encoded import EncodedImages
+from ..samples.files import Sample, sample_files
 from ..validate.diagnose.diagnosis import (
     QuantizedGraph,
     mean,
@@ -45,6 +47,19 @@ from ..workspace.workspace import Workspace
 from .site_raises import choose, measured_raises, prediction_for, raised_rows
 
 CALIBRATION: Literal["calibration"] = "calibration"
+# Each site runs on its own with each sample that ranks: so many are taken where nobody says it, of
+# those that are given, and of what a generator makes or the calibration has saved.
+MOST_GIVEN, MOST_MADE = 32, 4
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSamples:
+    """Hold the samples that are taken, their names, and how many are `given` in all."""
+
+    samples: Iterator[Sample] | Path
+    names: tuple[str, ...]
+    origin: Literal["held-out", "calibration"]
+    given: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +99,13 @@ def diagnose_workspace(
     check_patterns("site", asked.sites, [site.name for site in planned])
     chosen = [s for s in planned if not asked.sites or matches(s, asked.sites)]
     with TemporaryDirectory() as scratch:
-        given, sample_names, origin = open_samples(workspace, options)
+        opened = open_samples(workspace, options)
         samples = (
-            given if isinstance(given, Path) else save_samples(given, Path(scratch) / "samples")
+            opened.samples
+            if isinstance(opened.samples, Path)
+            else save_samples(opened.samples, Path(scratch) / "samples")
         )
-        most = None if source.generates else options.samples
+        most = None if source.generates else len(opened.names)  # a generator's are runs
         feeds = save_feeds(
             source.export,
             source.planned.graphs,
@@ -126,8 +143,9 @@ def diagnose_workspace(
     diagnosis = Diagnosis(
         model=model_name(source.exported),
         name=name,
-        samples=tuple(sample_names),
-        samples_from=origin,
+        samples=opened.names,
+        given=opened.given,
+        samples_from=opened.origin,
         ranked_on=sum(len(range(n)[h[0]]) for n, h in zip(counts, halves, strict=True)),
         measured_on=sum(len(range(n)[h[1]]) for n, h in zip(counts, halves, strict=True)),
         separate=all(count > 1 for count in counts),
@@ -156,24 +174,37 @@ def matches(site: Site, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(site.name, pattern) for pattern in patterns)
 
 
-def open_samples(
-    workspace: Workspace, options: ValidateOptions
-) -> tuple[Iterator[Sample] | Path, Sequence[str], Literal["held-out", "calibration"]]:
-    """Return held-out samples, or the folder of the calibration's, with the names of what they are.
+def open_samples(workspace: Workspace, options: ValidateOptions) -> OpenedSamples:
+    """Open held-out samples, or the folder of the calibration's.
 
     A generator makes its own of a seed, with what its image decoder is fed of each; a tokenizer or
     custom graphs without images or feeds have those that calibration has saved.
+
+    Raises:
+        CalibrationError: samples that cannot be used, or fewer than are asked for.
     """
     model = Exported.open(workspace)
-    if model.kind != "generator" and options.images is None and options.feeds is None:
+    asked, is_given = options.samples, not (options.images is None and options.feeds is None)
+    if model.kind != "generator" and not is_given:
         folder = workspace.folder("calibrate") / "samples"
-        names = sorted(path.name for path in folder.iterdir())[: options.samples]
-        return folder, names, CALIBRATION
-    measurement = open_measurement(model, options, calibrated_classes(workspace))
-    samples = measurement.sources[-1].all_decoded().samples(lambda task, done, total: None)
-    if model.kind != "generator":
-        return islice(samples, options.samples), measurement.names[: options.samples], "held-out"
-    return samples, measurement.names, "held-out"
+        names = [path.name for path in sample_files(folder)]
+        require_enough(len(names), asked, str(folder))
+        taken = tuple(names[: asked or MOST_MADE])
+        return OpenedSamples(folder, taken, CALIBRATION, len(names))
+    # All that are given are opened, to say how many these are.
+    wanted = None if is_given else asked or MOST_MADE
+    opened = msgspec.structs.replace(options, samples=wanted)
+    measurement = open_measurement(model, opened, calibrated_classes(workspace))
+    source, names = measurement.sources[-1], list(measurement.names)
+    if is_given:
+        require_enough(len(names), asked, options.feeds or options.images or "")
+    taken = tuple(names[: asked or MOST_GIVEN])
+    if isinstance(source, EncodedImages):
+        source = replace(source, part=range(len(taken)))
+    samples = source.all_decoded().samples(lambda task, done, total: None)
+    # An image of a generator is several samples.
+    count = None if model.kind == "generator" else len(taken)
+    return OpenedSamples(islice(samples, count), taken, "held-out", len(names))
 
 
 def opened_graphs(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import ArvgError, RecipeError, WorkspaceError
+from ..errors import ArvgError, RecipeError
 from ..families.variants import find_model
 from ..pipeline.build import prepare_builds
 from ..pipeline.calibrate import prepare_calibration
@@ -22,7 +22,7 @@ from ..workspace.files import decode_json, sha256_file
 from ..workspace.manifest import MANIFEST, Manifest
 from ..workspace.stage import PreparedStage, SilentReporter, package_versions
 from ..workspace.verify import PLACES, read_manifest
-from ..workspace.workspace import RECIPE_FILE, WORKSPACE_FILE, Workspace
+from ..workspace.workspace import RECIPE_FILE, Workspace, require_workspace
 
 State = Literal["up to date", "unchanged", "runs again", "never run"]
 StageName = Literal["export", "calibrate", "quantize", "build", "validate"]
@@ -68,10 +68,7 @@ def why_stage(
         WorkspaceError: there is no workspace.
         RecipeError: the recipe cannot be read, or is for models of another family.
     """
-    if not (root / WORKSPACE_FILE).is_file():
-        raise WorkspaceError(
-            "is no workspace", where=str(root), do="name the folder that stages write to"
-        )
+    require_workspace(root)
     workspace = Workspace(root)
     workspace.check_version()
     file = root / RECIPE_FILE

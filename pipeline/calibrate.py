@@ -12,7 +12,7 @@ from ..calibrate.facts import CalibrationFacts, MergedFacts
 from ..errors import RecipeError
 from ..recipe.calibrate import CalibrateOptions
 from ..samples.images import skipped_text
-from ..samples.sources import open_calibration
+from ..samples.sources import fewer_text, open_calibration
 from ..workspace.facts import Exported, facts
 from ..workspace.manifest import Manifest
 from ..workspace.stage import (
@@ -62,6 +62,8 @@ def prepare_calibration(
     source = open_calibration(model, options)
     if source.skipped:
         reporter.warn(skipped_text(source.skipped))
+    if fewer := fewer_text(options, source):
+        reporter.warn(fewer)
     digests = source.digests
     wanted = Manifest(
         stage="calibrate",

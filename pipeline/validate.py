@@ -46,7 +46,7 @@ def validate_stage(
     from ..validate.report.files import load_report
 
     result = prepare_validation(workspace, name, options, reporter).run()
-    require_gates(load_report(result.folder), result)
+    require_gates(load_report(result.folder), result, options)
     return result
 
 
@@ -153,14 +153,14 @@ def prepare_validation(
     return PreparedStage(workspace.folder("validate", name), wanted, work)
 
 
-def require_gates(report: Report, result: StageResult) -> None:
+def require_gates(report: Report, result: StageResult, options: ValidateOptions) -> None:
     """Raise AccuracyError for gates that failed, else InconclusiveError for those left open.
 
     It says where the report lies.
     """
     if report.verdict in (None, "passed"):
         return
-    from ..validate.report.gates import advice
+    from ..validate.advice import advice
 
     found = [gate for gate in report.gates if gate.verdict == report.verdict]
     what = "failed" if report.verdict == "failed" else "is inconclusive"
@@ -168,9 +168,9 @@ def require_gates(report: Report, result: StageResult) -> None:
     error = kind(
         "; ".join(f"gate {gate.expression} {what} ({gate.reason})" for gate in found),
         where=str(result.folder / "report.html"),
-        do=advice(found, report.sites)
+        do=advice(found, report.sites, result.folder, options)
         if report.verdict == "failed"
-        else "validate on more samples, or change the gate",
+        else "validate on more samples, or in more --rounds for a time; or change the gate",
     )
     error.stages = (result,)
     raise error

@@ -15,6 +15,7 @@ LONGEST_NAME = 100  # files and temporary folders add to it, and a name ends at 
 COUNT, ROUNDS, SIDE = Range(1, 10**7), Range(0, 10**7), Range(1, 8192)
 THREADS, SEED = Range(0, 4096), Range(0, 2**63 - 1)
 DEVICE = "cpu, cuda:0 (or another number), or auto for a GPU where one can be used."
+DEFAULT_SAMPLES = 32  # where nobody says how many
 ALLOW_FALLBACK = "Let parts of a graph run on the CPU that were for the GPU; each is reported."
 OptionsT = TypeVar("OptionsT", bound="Options")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from .base import COUNT, SEED, SIDE, Options, require_not_empty
+from .base import COUNT, DEFAULT_SAMPLES, SEED, SIDE, Options, require_not_empty
 from .descriptions import Groups, require_in_range, says
 
 
@@ -38,8 +38,13 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
         says("A generator's classes, in turn, e.g. 0-4,7. Without it, drawn evenly of all."),
     ] = None
     samples: Annotated[
-        int, says("Number of crops, or of images that a generator makes.", COUNT)
-    ] = 32
+        int | None,
+        says(
+            "How many samples to take: the first arrays, crops of images, or images that a "
+            f"generator makes. Without it, {DEFAULT_SAMPLES}, or all where fewer are given.",
+            COUNT,
+        ),
+    ] = None
     batch_size: Annotated[
         int,
         says(
@@ -86,22 +91,27 @@ class CalibrateOptions(Options, frozen=True, kw_only=True):
                 "dgc chooses among all candidates: make shards without it, merge them, and choose "
                 "with samples_from"
             )
-        if self.dgc and self.pool < self.samples:
-            raise ValueError(f"{self.samples} samples of {self.pool} candidates leave no choice")
+        if self.dgc and self.pool < self.count:
+            raise ValueError(f"{self.count} samples of {self.pool} candidates leave no choice")
         if self.shard is not None:
             _, n = self.part
-            if n > self.samples:
-                raise ValueError(f"{self.samples} samples cannot be cut into {n} shards")
+            if n > self.count:
+                raise ValueError(f"{self.count} samples cannot be cut into {n} shards")
         if self.synthetic and (self.images is not None or self.feeds is not None):
             given = "images" if self.images is not None else "feeds"
             raise ValueError(f"synthetic noise and {given} exclude each other")
 
     @property
+    def count(self) -> int:
+        """Return how many samples to take, if there are as many."""
+        return DEFAULT_SAMPLES if self.samples is None else self.samples
+
+    @property
     def pool(self) -> int:
         """Return how many images to make: the samples, or the candidates for them."""
         if not self.dgc:
-            return self.samples
-        return 2 * self.samples if self.candidates is None else self.candidates
+            return self.count
+        return 2 * self.count if self.candidates is None else self.candidates
 
     @property
     def part(self) -> tuple[int, int]:

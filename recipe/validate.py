@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from .base import (
     ALLOW_FALLBACK,
     COUNT,
+    DEFAULT_SAMPLES,
     DEVICE,
     ROUNDS,
     SEED,
@@ -42,7 +43,14 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
             "for all. Without it, drawn of all, those first that calibration has not seen."
         ),
     ] = None
-    samples: Annotated[int, says("Images that a generator makes.", COUNT)] = 32
+    samples: Annotated[
+        int | None,
+        says(
+            "How many samples to take: the first of the images or arrays, or so many images that a "
+            f"generator makes. Without it, all that are given, or {DEFAULT_SAMPLES} made.",
+            COUNT,
+        ),
+    ] = None
     seed: Annotated[
         int,
         says("Seed of these images, which calibration must not have used.", SEED),
@@ -91,3 +99,8 @@ class ValidateOptions(Options, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         require_in_range(self)
         require_not_empty(self, "images", "feeds", "labels", "features", "lpips", "dists", "device")
+
+    @property
+    def generated(self) -> int:
+        """Return how many images a generator makes."""
+        return DEFAULT_SAMPLES if self.samples is None else self.samples

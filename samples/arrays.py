@@ -18,7 +18,7 @@ from ..errors import CalibrationError, bounded
 from ..runtime.images import to_model
 from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest
-from .base import Progress, SampleSource, reported
+from .base import Progress, SampleSource, reported, require_enough
 from .crops import Crops
 from .files import Array
 from .images import ImageSource, open_source
@@ -110,8 +110,11 @@ def open_arrays(
     size: int,
     count: int | None,
     seed: int | None,
+    most: int | None = None,
 ) -> ArraySamples:
-    """Open a file of arrays, images, or both together: `count` samples, or all there are (None).
+    """Open a file of arrays, images, or both together: the first `count` samples.
+
+    Without `count` all there are are taken, or the first `most`.
 
     `seed` takes random crops of images.
 
@@ -120,12 +123,13 @@ def open_arrays(
             shape, NaN, too few samples.
     """
     inputs = needed_inputs(exported)
+    total = most if count is None else count
     arrays: dict[str, Array] = {} if feeds is None else read_arrays(Path(feeds))
-    source = None if images is None else open_source(images, size=size, most=count)
+    source = None if images is None else open_source(images, size=size, most=total)
     if feeds is None and source is None:
-        wanted = bounded([needed.text for needed in inputs], "inputs", MOST_INPUTS, "; ")
+        unfed = bounded([needed.text for needed in inputs], "inputs", MOST_INPUTS, "; ")
         raise CalibrationError(
-            f"nothing feeds {wanted}", do="give --feeds FILE.npz, or --images DIR for an image"
+            f"nothing feeds {unfed}", do="give --feeds FILE.npz, or --images DIR for an image"
         )
     where = feeds or images or ""
     check_names(arrays, inputs, where)
@@ -133,16 +137,11 @@ def open_arrays(
     held = check_arrays(arrays, inputs, where)
     if source is not None:
         # Crops are drawn without end; the centre of an image is taken once.
-        pictures = len(source.files) if seed is None else count or len(source.files)
+        pictures = len(source.files) if seed is None else total or len(source.files)
         held = pictures if held is None else min(held, pictures)
     assert held is not None
-    if count is not None and held < count:
-        raise CalibrationError(
-            f"holds {held} samples, {count} were asked for",
-            where=where,
-            do=f"give more, or --samples {held}",
-        )
-    total = held if count is None else count
+    require_enough(held, count, where)
+    total = held if total is None else min(held, total)
     return ArraySamples(
         all_names=sample_names(feeds, source, total),
         part=range(total),

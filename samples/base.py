@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
+from ..errors import CalibrationError
 from .files import Sample
 
 Progress = Callable[[str, int, int], None]
@@ -69,6 +70,16 @@ class SampleSource(Protocol):
     def samples(self, progress: Progress) -> Iterator[Sample]:
         """Yield the samples, each made when it is asked for; `progress` is told of them."""
         ...
+
+
+def require_enough(held: int, asked: int | None, where: str) -> None:
+    """Raise CalibrationError where fewer samples are given than were asked for."""
+    if asked is not None and held < asked:
+        raise CalibrationError(
+            f"holds {held} sample{'s' if held != 1 else ''}, {asked} were asked for",
+            where=where,
+            do=f"give more, or --samples {held}",
+        )
 
 
 def reported(samples: Iterator[SampleT], count: int, progress: Progress) -> Iterator[SampleT]:

@@ -22,7 +22,7 @@ from ..runtime.labels import parse_labels
 from ..runtime.spec import DECODER, GeneratorSpec
 from ..workspace.facts import Exported, ModelKind, model_name, tokenizer_of
 from .arrays import ArraySamples, noise_arrays, open_arrays
-from .base import SampleSource
+from .base import SampleSource, require_enough
 from .classes import drawn_classes
 from .crops import Crops, Noise
 from .decoded import decoded_numbers
@@ -88,6 +88,15 @@ def open_calibration(model: Exported, options: CalibrateOptions, threads: int = 
     return Crops(images, options.size, shard_of(options), options.seed)
 
 
+def fewer_text(options: CalibrateOptions, source: SampleSource) -> str:
+    """Return that there are fewer samples than are taken where nobody says how many; else ""."""
+    if options.samples is not None or options.shard or options.dgc or options.samples_from:
+        return ""
+    if source.count >= options.count:
+        return ""
+    return f"calibrated on all {source.count} samples that are given, not on {options.count}"
+
+
 def shard_of(options: CalibrateOptions, most: int | None = None) -> range:
     """Return the numbers of the samples that the shard makes, of `most` that there are.
 
@@ -109,6 +118,8 @@ def generator_samples(model: Exported, options: CalibrateOptions, threads: int) 
     decodes = DECODER in load_sites(model.folder).graphs
     if options.images is not None:
         images = open_source(options.images)
+        if not options.dgc:  # which needs more candidates than samples, and checks that itself
+            require_enough(len(images.files), options.samples, options.images)
         part = shard_of(options, len(images.files))
         return EncodedImages.open(
             model.folder,
@@ -151,7 +162,7 @@ def array_samples(model: Exported, options: CalibrateOptions) -> ArraySamples:
     """Open arrays or images for a user's own graphs, or draw noise that was asked for."""
     if options.synthetic:
         found = noise_arrays(
-            model.manifest, count=options.samples, size=options.size, seed=options.seed
+            model.manifest, count=options.count, size=options.size, seed=options.seed
         )
         return replace(found, part=shard_of(options))
     found = open_arrays(
@@ -161,14 +172,15 @@ def array_samples(model: Exported, options: CalibrateOptions) -> ArraySamples:
         size=options.size,
         count=options.samples,
         seed=options.seed,
+        most=options.count,
     )
     check_pictures(found.arrays, found.inputs, options.feeds or "", options.value_range)
     require_batch(found.inputs, found.arrays, options.batch_size)
-    return replace(found, part=shard_of(options))
+    return replace(found, part=shard_of(options, found.count))
 
 
 def held_out_arrays(model: Exported, options: ValidateOptions) -> ArraySamples:
-    """Open all arrays or images that a user's own graphs are validated on.
+    """Open the arrays or images that a user's own graphs are validated on: all, or the first.
 
     Raises:
         CalibrationError: they are missing or do not fit.
@@ -179,7 +191,7 @@ def held_out_arrays(model: Exported, options: ValidateOptions) -> ArraySamples:
         feeds=options.feeds,
         images=options.images,
         size=options.size,
-        count=None,
+        count=options.samples,
         seed=None,
     )
 
@@ -218,7 +230,7 @@ def held_out_images(
             do="leave it out",
         )
     seed, threads = options.seed, options.threads
-    labels = generated_labels(spec, options.labels, options.samples, seed, seen)
+    labels = generated_labels(spec, options.labels, options.generated, seed, seen)
     generated = GeneratedSamples(
         model.folder, spec, labels, seed, batch_size=options.batch_size, threads=threads
     )
@@ -236,17 +248,20 @@ def tokenizer_images(options: CalibrateOptions | ValidateOptions) -> ImageSource
     Raises:
         CalibrationError: neither is given, or the images cannot be used.
     """
-    most = None
+    most = options.samples
     if isinstance(options, CalibrateOptions):
         if options.synthetic:
             return None
-        most, stage = options.samples, "calibration"
+        most, stage = options.count, "calibration"
         do = "give --images DIR (or --synthetic for noise, which stamps the report)"
     else:
         stage, do = "validation", "give --images DIR"
     if options.images is None:
         raise CalibrationError(f"no {stage} images", do=do)
-    return open_source(options.images, size=options.size, most=most)
+    found = open_source(options.images, size=options.size, most=most)
+    if isinstance(options, ValidateOptions):  # of whose images the centre is taken once
+        require_enough(len(found.files), most, options.images)
+    return found
 
 
 def require_stride(model: Exported, size: int) -> None:

@@ -19,6 +19,29 @@ OTHER_WORKSPACE = "name another folder as workspace"
 RECIPE_FILE = "run.toml"  # the recipe of the last `run`, without folders of the machine
 
 
+def require_workspace(root: Path) -> None:
+    """Raise WorkspaceError for a folder that no stage has written to."""
+    if not (root / WORKSPACE_FILE).is_file() and not has_outputs(root):
+        raise no_workspace(root)
+
+
+def no_workspace(root: Path) -> WorkspaceError:
+    """Return the error of a folder that commands cannot read as a workspace."""
+    return WorkspaceError(
+        "is no workspace" if root.exists() else "is no workspace: there is no such folder",
+        where=str(root),
+        do="name the folder that stages write to; `arvg-trt export` makes one",
+    )
+
+
+def has_outputs(root: Path) -> bool:
+    """Return whether a stage has written to a folder, whatever else is there."""
+    return any(
+        next(root.glob(f"{place}/{MANIFEST}"), None)
+        for place in ("export", "calibrate", "quantize/*", "engines/*/*", "validate/*")
+    )
+
+
 class Workspace:
     """Give access to a folder of stage outputs that one process at a time may change.
 
@@ -29,6 +52,7 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._entered = False
+        self._new = False
 
     def __enter__(self) -> Workspace:
         self._made = not self.root.exists()
@@ -36,6 +60,7 @@ class Workspace:
         self._lock = (self.root / ".lock").open("a+")
         self._take_lock()
         self._entered = True
+        self._new = not (self.root / WORKSPACE_FILE).exists()
         with contextlib.ExitStack() as undo:
             undo.push(self)
             self.check_version()
@@ -49,6 +74,10 @@ class Workspace:
             self._lock.close()
         if kind is not None and self._made:
             self.remove_if_empty()
+        elif kind is not None and self._new and not has_outputs(self.root):
+            # Else a folder of the user's own seems to be a workspace from now on.
+            (self.root / WORKSPACE_FILE).unlink(missing_ok=True)
+            (self.root / ".lock").unlink(missing_ok=True)
         self._lock.close()
 
     def _take_lock(self) -> None:
@@ -116,6 +145,9 @@ class Workspace:
     def manifest(self, *parts: str, stage: str) -> Manifest:
         """Return the manifest of an earlier stage, or raise an error that names its command."""
         path = self.folder(*parts) / MANIFEST
+        if self._new and not has_outputs(self.root):  # entering alone has written the file
+            raise no_workspace(self.root)
+        require_workspace(self.root)
         do = f"run `arvg-trt {stage}` first"
         if others := [name for name in self.named(*parts[:-1]) if name != parts[-1]]:
             do += f", or name what is there: --name {' or '.join(others)}"

@@ -67,7 +67,7 @@ def open_quantization(root: Path, name: str, samples: int, scratch: Path) -> Qua
     with Workspace(root) as workspace:
         source = Calibrated.open(workspace)
         quantized = workspace.folder("quantize", name)
-        given, _, _ = open_samples(workspace, ValidateOptions(samples=samples))
+        given = open_samples(workspace, ValidateOptions(samples=samples)).samples
     saved = given if isinstance(given, Path) else save_samples(given, scratch / "samples")
     graphs, most = source.planned.graphs, None if source.generates else samples
     feeds = save_feeds(source.export, graphs, saved, scratch / "feeds", silent, most=most)

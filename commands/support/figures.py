@@ -13,7 +13,7 @@ from ...quantize.facts import QuantizationFacts, count_sites
 from ...validate.facts import ValidationFacts, download_line, summary
 from ...validate.intervals.figure import plain
 from ...validate.intervals.speeds import IN_ROUNDS
-from ...validate.report.gates import GateResult, metric_of
+from ...validate.report.gates import GateResult, chance_text, metric_of
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
 
@@ -71,7 +71,8 @@ def gate_line(gate: GateResult, found: ValidationFacts) -> str:
     measured = gate.reason if gate.value is None else f"{gate.value:.6g}"
     # A gate that read an interval has decided by it.
     doubted = gate.n is None and metric_of(gate.expression) in found.inconclusive
-    doubt = ", inconclusive" if doubted else ""
+    # `inconclusive` beside the verdict would be another verdict.
+    doubt = f", {chance_text(gate.expression)}" if doubted else ""
     # A reason behind a value that was measured says how: on a busy machine, say.
     timed = plain(metric_of(gate.expression)) in IN_ROUNDS
     busy = f", timed on a busy machine: {found.busy}" if found.busy and timed else ""

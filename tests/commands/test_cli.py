@@ -605,7 +605,7 @@ def test_diagnose_says_how_to_go_on(finished: Finished, workspace: Path) -> None
     folder = workspace / "diagnose" / "int8"
     assert outcome.out.splitlines()[-2] == str(folder)
     assert outcome.out.splitlines()[-1] == (
-        f"with these sites raised: arvg-trt quantize {workspace} --name raised --plan "
+        f"with this site raised: arvg-trt quantize {workspace} --name raised --plan "
         f"{folder / 'plan.json'}"
     )
 

@@ -14,6 +14,7 @@ from arvg_trt.graph.sites import load_sites
 from arvg_trt.validate.measure.tokenizer_sites import measure_sites
 
 from ..command_line import Finished, Outcome, arvg, assert_refused
+from ..validate.diagnose.network import write_feeds
 from ..validate.diagnose.planted import spoil
 
 
@@ -124,10 +125,37 @@ def test_without_held_out_samples_the_calibration_s_are_named(diagnosed_network:
     outcome = arvg("diagnose", diagnosed_network / "ws", "--name", "plain", "-o", folder)
     assert outcome.code == 0, outcome
     assert "calibration samples" in outcome.err and "--feeds" in outcome.err
-    first = outcome.out.splitlines()[0]
+    said, first = outcome.out.splitlines()[:2]
+    assert said == (
+        "ranked on 2 of 6 calibration samples, measured on 2 (the first 4 were taken: --samples "
+        "takes more)"
+    )
     assert first.startswith("SQNR to FP32: ") and "Most of the error comes from site " in first
     page = (folder / "diagnosis.md").read_text()
     assert "Warning: Measured on calibration samples" in page and "## Raise these sites" in page
+
+
+def test_all_samples_that_are_given_are_measured_on(copied: Path) -> None:
+    write_feeds(copied / "held.npz", 1, 12)
+    command = ("diagnose", copied / "ws", "--name", "plain", "--raise", 1)
+    feeds = ("--feeds", copied / "held.npz")
+    outcome = arvg(*command, *feeds)
+    assert outcome.out.splitlines()[0] == "ranked on 6 of 12 samples, measured on 6", outcome
+    few = arvg(*command, *feeds, "--samples", 5, "-o", copied / "few").out.splitlines()[0]
+    assert few.startswith("ranked on 3 of 12 samples, measured on 2 (the first 5 were taken")
+    more = arvg(*command, *feeds, "--samples", 32, "-o", copied / "more")
+    assert_refused(more, 5, "holds 12 samples, 32 were asked for", "--samples 12")
+    own = arvg(*command, "--samples", 32, "-o", copied / "own")
+    assert_refused(own, 5, "holds 6 samples, 32 were asked for", "--samples 6")
+    write_feeds(copied / "held.npz", 1, 40)
+    most = arvg(*command, *feeds, "-o", copied / "most").out.splitlines()[0]
+    assert most.startswith("ranked on 16 of 40 samples, measured on 16 (the first 32 were taken")
+
+
+def test_help_says_what_samples_are_here(copied: Path) -> None:
+    text = " ".join(arvg("diagnose", "sites", "--help").out.split())
+    assert "all images or arrays that are given, at most 32; else 4, which a generator" in text
+    assert "Images that a generator makes." not in text
 
 
 def refused(folder: Path, *options: object) -> Outcome:
@@ -137,7 +165,7 @@ def refused(folder: Path, *options: object) -> Outcome:
 def test_bad_input_is_refused(copied: Path) -> None:
     assert_refused(refused(copied, "--name", "plain", "--site", "frist"), 3, "frist", "first")
     assert_refused(refused(copied, "--name", "none"), 9, "quantize", "first")
-    assert_refused(arvg("diagnose", copied / "nothing"), 9, "manifest.json", "quantize")
+    assert_refused(arvg("diagnose", copied / "nothing"), 9, "is no workspace", "export")
     outcome = arvg("diagnose", copied / "ws", "--name", "plain", "--feeds", copied / "none.npz")
     assert_refused(outcome, 5, "none.npz")
     quantized = copied / "ws" / "quantize"

@@ -1,4 +1,4 @@
-"""Where a generator's samples come from: DGC, the user's images, and samples that were saved."""
+"""Where samples come from: DGC, the user's images and arrays, and samples that were saved."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from PIL import Image
 
 from arvg_trt.calibrate.dgc_files import require_conditions
 from arvg_trt.errors import CalibrationError
+from arvg_trt.recipe.calibrate import CalibrateOptions
+from arvg_trt.recipe.validate import ValidateOptions
 from arvg_trt.runtime.folders import read_spec
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.files import load_sample, sample_files, save_sample
 from arvg_trt.samples.saved import Origin, open_saved, origin_of, saved_sample
+from arvg_trt.samples.sources import tokenizer_images
 from arvg_trt.workspace.facts import Exported
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 
 from ..command_line import arvg, assert_refused, digests, pictures
 from ..families.rar.models import TinyRar
+from ..validate.diagnose.network import write_feeds
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ def test_images_become_rows_by_the_generators_own_tokenizer(
     spec = read_spec(tiny_rar.workspace)[1]
     root, images = tmp_path / "ws", pictures(tmp_path / "images", 3, spec.image_size)
     shutil.copytree(tiny_rar.workspace, root)
-    outcome = arvg("calibrate", root, "--images", images, "--labels", "2,0,1", "--samples", 4)
+    outcome = arvg("calibrate", root, "--images", images, "--labels", "2,0,1", "--samples", 3)
     assert outcome.code == 0, outcome
     null = spec.num_classes
     assert labels_of(root) == [2, null, 0, null, 1, null]
@@ -191,3 +195,40 @@ def test_saved_pictures_serve_a_tokenizer_and_rows_do_not(pool: Path, tmp_path: 
     odd = pictures(tmp_path / "odd", 1, 60)
     with pytest.raises(CalibrationError, match=r"0\.png.*stride 8"):
         open_saved(tmp_path, exported, odd)
+
+
+def test_samples_mean_the_same_to_every_command(copied: Path) -> None:
+    """The first so many; all where nobody says it; and no fewer than were asked for."""
+    workspace, held = copied / "ws", write_feeds(copied / "twelve.npz", 1, 12)
+    validate = ("validate", workspace, "--name", "plain", "--feeds", held, "--rounds", 0)
+    calibrate = ("calibrate", workspace, "--feeds", held)
+    diagnose = ("diagnose", workspace, "--name", "plain", "--feeds", held, "-o", copied / "d")
+
+    def validated(*more: object) -> list[str]:
+        outcome = arvg(*validate, *more, "--json")
+        assert outcome.code == 0, outcome
+        options: dict[str, list[str]] = json.loads(outcome.out)["stages"][-1]["manifest"]["options"]
+        return options["images"]
+
+    assert validated("--samples", 3) == ["twelve:0", "twelve:1", "twelve:2"]
+    assert len(validated()) == 12
+    for command in (validate, diagnose, calibrate):
+        refused = arvg(*command, "--samples", 36)
+        assert_refused(refused, 5, "holds 12 samples, 36 were asked for", "--samples 12")
+    outcome = arvg(*calibrate)
+    assert outcome.code == 0 and "calibrated on all 12 samples that are given" in outcome.err
+    few = arvg(*calibrate, "--samples", 5)
+    assert few.code == 0 and "calibrated on all" not in few.err
+    manifest = json.loads((workspace / "calibrate" / "manifest.json").read_text())
+    assert manifest["results"]["samples"] == 5
+
+
+def test_no_fewer_images_than_were_asked_for(tmp_path: Path) -> None:
+    folder = str(pictures(tmp_path / "images", 3, 24))
+    for samples, count in ((None, 3), (2, 2), (3, 3)):
+        found = tokenizer_images(ValidateOptions(images=folder, samples=samples))
+        assert found is not None and len(found.files) == count
+    with pytest.raises(CalibrationError, match="holds 3 samples, 4 were asked for"):
+        tokenizer_images(ValidateOptions(images=folder, samples=4))
+    # Crops for calibration are drawn without end.
+    assert tokenizer_images(CalibrateOptions(images=folder, samples=4)) is not None

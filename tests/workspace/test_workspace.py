@@ -28,7 +28,7 @@ from arvg_trt.workspace.manifest import MANIFEST, Manifest, is_up_to_date, write
 from arvg_trt.workspace.stage import run_stage
 from arvg_trt.workspace.workspace import WORKSPACE_FILE, WORKSPACE_VERSION, Workspace
 
-from ..command_line import leftovers
+from ..command_line import arvg, assert_refused, leftovers
 
 WANTED = Manifest(
     stage="quantize", inputs={"a": "1", "b": "2"}, options={"bits": 8}, versions={"tool": "1"}
@@ -285,6 +285,8 @@ def test_new_workspace_with_a_finished_stage_outlives_a_later_error(tmp_path: Pa
 
 
 def test_missing_stage_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with Workspace(tmp_path):
+        pass
     with (
         Workspace(tmp_path) as workspace,
         pytest.raises(WorkspaceError, match=r"run `arvg-trt calibrate` first"),
@@ -310,3 +312,40 @@ def test_a_stage_that_fails_names_no_file_of_its_temporary_folder(tmp_path: Path
         run_stage(tmp_path / "engine", wanted, work)
     assert str(caught.value) == "b.onnx: a.onnx is wrong (mend it)"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ("build", "--backend", "onnxruntime"),
+            ("diagnose",),
+            ("diagnose", "build-failure", "-o", "p"),
+        ),
+        *(("validate",), ("quantize",), ("calibrate",), ("search", "--budget", "avg_bits<=5")),
+        *(("predict", "--target", "rtx4090"), ("why", "quantize"), ("bundle", "-o", "b")),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_that_is_no_workspace_is_called_so_and_stays(
+    command: tuple[str, ...], there: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    if there:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    assert_refused(arvg(*command, folder), 9, "is no workspace", str(folder), "arvg-trt export")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"] * there
+
+
+class Results(msgspec.Struct):
+    """No results."""
+
+
+def test_a_workspace_that_lost_its_file_is_one(tmp_path: Path) -> None:
+    run_stage(tmp_path / "quantize" / "int8", WANTED, lambda folder: Results())
+    with Workspace(tmp_path) as workspace:
+        assert workspace.manifest("quantize", "int8", stage="quantize").stage == "quantize"
+        with pytest.raises(WorkspaceError, match=r"manifest\.json"):
+            workspace.manifest("export", stage="export")

@@ -148,7 +148,7 @@ def cells(row: Row) -> tuple[str, str, str, str]:
 def verdict_cell(row: Row) -> Badge:
     """Return the verdict, with what would decide an inconclusive one."""
     cell = row.cells[1]
-    needs = needs_text(cell)
+    needs = needs_text(cell, row.rule)
     text = f"{cell.verdict}: {needs}" if needs else cell.verdict
     return Badge(text, "bad" if cell.verdict == "worse" and row.decides else "plain")
 

@@ -6,6 +6,7 @@ import math
 
 from ..formats import number
 from ..intervals.bootstrap import LEVEL
+from ..report.gates import needs
 from ..report.page import Badge, Level, Page, Table, to_html, to_markdown
 from .compare import Comparison, Row
 from .judge import Cell, Verdict
@@ -97,7 +98,7 @@ def _cell_text(row: Row, cell: Cell) -> str | Badge:
     if cell.change is None or (cell.change == 0 and cell.verdict == "same"):
         return f"{text}, {cell.verdict}"
     between = interval_text(rule, cell)
-    said = "; ".join(part for part in (between, needs_text(cell)) if part)
+    said = "; ".join(part for part in (between, needs_text(cell, rule)) if part)
     words = f"{text} ({signed(rule, cell.change)}{f', {said}' if said else ''}, {cell.verdict})"
     return Badge(words, _LEVELS.get(cell.verdict, "plain") if row.decides else "plain")
 
@@ -121,10 +122,10 @@ def interval_text(rule: Rule, cell: Cell) -> str:
     return f"{end(cell.low)} to {end(cell.high)}"
 
 
-def needs_text(cell: Cell) -> str:
+def needs_text(cell: Cell, rule: Rule) -> str:
     """Return what would decide an inconclusive change, or why there is no interval."""
     if cell.verdict != "inconclusive":
         return ""
     if cell.why:
         return cell.why
-    return "no number of samples decides" if cell.more is None else f"{cell.more} more would decide"
+    return needs(cell.more, rule.metric)

@@ -70,8 +70,10 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
     A graph's error is relative to its outputs, each graph fed what FP32's is fed; the model's is
     the mean over ``graphs``, whose ratios are in dB. ``model_db`` was measured on the samples that
-    sites are ranked on, ``held_out_db`` on the others. ``shares`` are those of parts of the model
-    in what its sites do alone; ``explained`` is how much of the whole error they add up to.
+    sites are ranked on, ``held_out_db`` on the others; ``ranked_on`` and ``measured_on`` are runs
+    of these, of all graphs. ``samples`` are the first of those that are ``given``. ``shares`` are
+    those of parts of the model in what its sites do alone; ``explained`` is how much of the whole
+    error they add up to.
     ``odd_scales`` are those that gain most by another factor, the worst first. ``unmeasured`` says
     of graphs why they were not. ``requantized_db`` is what `quantize` reaches with the new plan.
     """
@@ -79,6 +81,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     name: str
     samples: tuple[str, ...]
+    given: int
     samples_from: Literal["held-out", "calibration"]
     ranked_on: int
     measured_on: int

@@ -15,7 +15,15 @@ from ..formats import SHARE
 from ..report.charts.chart import Chart, Series
 from ..report.page import Badge, KeyFigure, Page, Table, to_html, to_markdown
 from .facts import Diagnosis, SiteDiagnosis
-from .text import UNMEASURED, graph_ratios, microseconds, ratio, scale_text
+from .text import (
+    UNMEASURED,
+    graph_ratios,
+    microseconds,
+    raised_texts,
+    ratio,
+    samples_text,
+    scale_text,
+)
 
 PLAN = "plan.json"
 NOTES = (
@@ -53,7 +61,8 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
     )
     return Page(
         title=f"{diagnosis.model}, {diagnosis.name}: diagnosis",
-        subtitle="Where a quantization loses its accuracy, site by site",
+        subtitle="Where a quantization loses its accuracy, site by site; "
+        + samples_text(diagnosis),
         verdict=_verdict(diagnosis),
         warnings=tuple(warnings(diagnosis)),
         key_figures=_key_figures(diagnosis),
@@ -179,8 +188,9 @@ def _raised(diagnosis: Diagnosis) -> Table:
             *("Predicted", "Measured", "Measured gain"),
         ),
         rows=tuple(rows),
-        caption=f"Each line with those above it raised too. {PLAN} raises all of them: "
-        f"`arvg-trt quantize WORKSPACE --plan {PLAN}`.",
+        caption=f"Each line with those above it raised too. {PLAN} raises all of them, as "
+        f"--raise says: `arvg-trt quantize WORKSPACE --plan {PLAN}`."
+        + "".join(f" {text[0].upper()}{text[1:]}." for text in raised_texts(diagnosis)),
     )
 
 
@@ -265,6 +275,7 @@ def _charts(diagnosis: Diagnosis) -> tuple[Chart, ...]:
 
 def terminal_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield what a terminal shows: the verdict, the parts, and what to raise."""
+    yield samples_text(diagnosis)
     yield f"SQNR to FP32: {ratio(diagnosis.held_out_db)}. {_verdict(diagnosis)}"
     if len(diagnosis.graphs) > 1:
         yield f"graphs: {graph_ratios(diagnosis)}"
@@ -280,5 +291,6 @@ def terminal_lines(diagnosis: Diagnosis) -> Iterator[str]:
             found.append(f"measured {ratio(row.measured_db)}")
         time = "" if row.us is msgspec.UNSET else f"{microseconds(row.us)}, "
         yield f"{number:>3}. raise {row.name} to {row.to}: {kib:+.1f} KiB, {time}{', '.join(found)}"
+    yield from raised_texts(diagnosis)
     if diagnosis.requantized_db is not None:
         yield f"quantized with the plan: {ratio(diagnosis.requantized_db)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from ..formats import DB
@@ -33,3 +35,54 @@ def scale_text(odd: OddScale) -> str:
 def graph_ratios(diagnosis: Diagnosis) -> str:
     """Return what each graph has, on the runs that sites are ranked on."""
     return ", ".join(f"{graph} {ratio(value)}" for graph, value in diagnosis.graphs.items())
+
+
+def samples_text(diagnosis: Diagnosis) -> str:
+    """Return how many samples sites were ranked on, and their effect measured on, of how many."""
+    taken, graphs = len(diagnosis.samples), len(diagnosis.graphs)
+    ranked, measured = diagnosis.ranked_on, diagnosis.measured_on
+    others = str(measured // graphs) if diagnosis.separate else "the same"
+    noun = "samples" if diagnosis.samples_from == "held-out" else "calibration samples"
+    if ranked + measured == (taken if diagnosis.separate else 2 * taken) * graphs:
+        text = f"ranked on {ranked // graphs} of {diagnosis.given} {noun}, measured on {others}"
+    else:  # a generator's image is several runs
+        text = (
+            f"ranked on {ranked} runs of {taken} of {diagnosis.given} {noun}, measured on "
+            f"{measured if diagnosis.separate else 'the same'}"
+        )
+    if taken < diagnosis.given:
+        text += f" (the first {taken} were taken: --samples takes more)"
+    return text
+
+
+def best_text(diagnosis: Diagnosis) -> str:
+    """Return how many of the raised sites measured best; "" where fewer than two were measured."""
+    measured = [row.measured_db for row in diagnosis.raised]
+    known = [value for value in measured if value is not None]
+    if len(known) < 2 or len(known) < len(measured):
+        return ""
+    best = max(known)
+    count, base = known.index(best) + 1, diagnosis.held_out_db
+    if base is not None and base >= best:
+        return f"best measured: none of them raised ({ratio(base)})"
+    if count == len(known):
+        return f"best measured: all {count} ({ratio(best)})"
+    return f"best measured: the first {count} ({ratio(best)}); --raise {count} writes that"
+
+
+def unpredicted_text(diagnosis: Diagnosis) -> str:
+    """Return why nothing is predicted of some raised sites; "" where all are."""
+    if all(row.predicted_db is not None for row in diagnosis.raised):
+        return ""
+    if diagnosis.first_not_finite is not None:
+        why = "an error is not finite"
+    elif diagnosis.held_out_db is None:
+        why = "the samples that are measured on have no error"
+    else:
+        why = "errors of the sites alone add up to more than the whole: they do not act one by one"
+    return f"not predicted where there is no number: {why}"
+
+
+def raised_texts(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield what is to be said of the raised sites together."""
+    yield from filter(None, (best_text(diagnosis), unpredicted_text(diagnosis)))

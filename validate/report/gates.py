@@ -16,11 +16,9 @@ from typing import Literal
 import msgspec
 
 from ...errors import RecipeError, bounded, nearest
-from ...quantize.facts import SiteRow
-from ...runtime.spec import DECODER
 from ..intervals.bootstrap import more_to_decide
 from ..intervals.figure import COUNTED, WITHOUT_INTERVAL, Figure, plain
-from ..intervals.speeds import SPEEDS, noun_of
+from ..intervals.speeds import noun_of
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
@@ -29,7 +27,6 @@ _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-RAISED = 3  # sites that the advice on an image decoder names
 _LEVEL = r"\s*(?:@\s*(?P<level>\S+?)\s*%)?\s*"
 _METRIC = r"(?P<metric>[A-Za-z_][\w.]*)"
 _EXPRESSION = re.compile(
@@ -172,26 +169,23 @@ def verdict_text(results: Iterable[GateResult], verdict: Verdict) -> str:
     return bounded(texts, "gates")
 
 
-def advice(failed: Iterable[GateResult], sites: Iterable[SiteRow]) -> str:
-    """Return what to do about failed gates; of an image decoder's, which sites to raise first."""
-    failed = list(failed)
-    if any(gate.value is None and plain(metric_of(gate.expression)) in SPEEDS for gate in failed):
-        return (
-            "times are of an engine that runs here: build one for the CPU (`arvg-trt build`), and "
-            "validate with --rounds 1 or more, without --skip-engine"
-        )
-    if not any(metric_of(gate.expression).startswith("decoder_psnr") for gate in failed):
-        return "open the report, then change the recipe or the gate"
-    noise = {
-        site.name: min(known)
-        for site in sites
-        if site.graph == DECODER
-        and (known := [v for v in (site.weight_sqnr_db, site.activation_sqnr_db) if v is not None])
-    }
-    worst = sorted(noise, key=lambda name: noise[name])[:RAISED]
-    named = ", ".join(f"{name} ({noise[name]:.1f} dB)" for name in worst)
-    more = f"exclude those that are rounded most coarsely, {named}; or set " if worst else "set "
-    return f"{more}decoder_bits = 32, or change the gate"
+def needs(more: int | None, metric: str, about: str = "") -> str:
+    """Return how many samples more would decide what an interval leaves open, with their noun."""
+    noun = noun_of(metric)
+    if more is None:
+        return f"no number of {noun} decides"
+    return f"{about}{more} more {noun if more != 1 else noun.removesuffix('s')} would decide"
+
+
+def chance_text(expression: str) -> str:
+    """Return that a gate's verdict may be chance, with the gate that decides by the interval."""
+    text = "judged by the figure alone, which may be chance"
+    gate = _match(expression)
+    if gate is None or gate["level"] or gate.groupdict().get("operator") == "==":
+        return text
+    if plain(gate["metric"]) in WITHOUT_INTERVAL:
+        return text
+    return f"{text}: {expression}@95% decides by its interval"
 
 
 def _evaluate(gate: Gate, value: float | None, figure_at: FigureAt | None) -> GateResult:
@@ -221,14 +215,13 @@ def _by_interval(gate: Gate, value: float, figure: Figure | None) -> GateResult:
     if not any(ends) and not inside:
         return _result(gate, value, "failed", text, figure)
     limits = [limit for limit in (gate.least, gate.threshold) if limit is not None]
-    needs = [
+    counts = [
         more_to_decide(figure.n, value, figure.low, figure.high, limit, (gate.level or 95) / 100)
         for limit in limits
         if figure.low <= limit <= figure.high
     ]
-    more = None if None in needs else max((n for n in needs if n is not None), default=None)
-    hint = "no number of samples decides" if more is None else f"about {more} more would decide"
-    reason = f"{text} over {figure.n} {noun_of(gate.metric)}: {hint}"
+    more = None if None in counts else max((n for n in counts if n is not None), default=None)
+    reason = f"{text} over {figure.n} {noun_of(gate.metric)}: {needs(more, gate.metric, 'about ')}"
     return _result(gate, value, "inconclusive", reason, figure, more)
 
 

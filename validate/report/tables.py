@@ -9,16 +9,14 @@ from ..opinion.tables import opinion_tables
 from ..quality.tables import QUALITY_ROWS, codebook_table, quality_caption, quality_reference
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
-from .gates import GateResult, Verdict, metric_of
+from .gates import GateResult, Verdict, chance_text, metric_of
 from .generation_tables import cache_table, generator_tables, memory_table
 from .interval_tables import TITLE, column_title, headline_interval, interval_table
 from .page import Badge, Level, Table
 from .schema import ENGINE, FP32, HALF_PRECISION, QDQ, Report, Sizes, metrics
 from .site_tables import site_table
-from .spread import INCONCLUSIVE, inconclusive_metrics
+from .spread import inconclusive_metrics
 from .timing_tables import timing_tables
-
-WITHIN_SPREAD = f"{INCONCLUSIVE}: the figure may be chance"
 
 
 def report_tables(report: Report) -> tuple[Table, ...]:
@@ -50,7 +48,7 @@ def _gates(report: Report) -> Table:
 
     def why(gate: GateResult) -> str:
         open_figure = gate.n is None and metric_of(gate.expression) in doubtful
-        return gate.reason or (WITHIN_SPREAD if open_figure else "")
+        return gate.reason or (chance_text(gate.expression) if open_figure else "")
 
     return Table(
         title="Gates",

@@ -87,7 +87,9 @@ def test_what_may_be_chance_is_inconclusive_and_says_what_would_decide(
     accuracy = {"engine": msgspec.structs.replace(engine, psnr=Summary.of(moved))}
     text = summary(report, msgspec.structs.replace(report, accuracy=report.accuracy | accuracy))
     assert title(text).startswith("### Inconclusive: the change may be chance in ")
-    assert re.search(r"\| PSNR to the original .*\| inconclusive: \d+ more would decide \|", text)
+    assert re.search(
+        r"\| PSNR to the original .*\| inconclusive: \d+ more samples would decide \|", text
+    )
 
 
 def test_failed_gates_are_in_the_verdict_and_listed(make_report: MakeReport) -> None:

@@ -9,15 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arvg_trt.commands.support.figures import gate_line
 from arvg_trt.errors import RecipeError
+from arvg_trt.validate.facts import ValidationFacts
 from arvg_trt.validate.intervals.figure import Figure
 from arvg_trt.validate.metric_names import TITLES, metric_names, parse_gates_of
 from arvg_trt.validate.report.gates import (
     FigureAt,
     Gate,
-    advice,
+    chance_text,
     evaluate,
     metric_of,
+    needs,
     parse_gate,
     parse_gates,
 )
@@ -160,7 +163,7 @@ def test_an_open_gate_says_how_many_more_would_decide() -> None:
         parse_gates(["psnr_drop<=0.35@95%"], KNOWN), {"psnr_drop": 0.3}, figure_at(0.2, 0.4)
     )
     assert result.verdict == "inconclusive" and result.more is not None and result.more > 9
-    assert result.reason is not None and f"about {result.more} more would decide" in result.reason
+    assert result.reason is not None and f"about {result.more} more samples would" in result.reason
     (at,) = evaluate(
         parse_gates(["psnr_drop<=0.3@95%"], KNOWN), {"psnr_drop": 0.3}, figure_at(0.2, 0.4)
     )
@@ -222,7 +225,26 @@ def test_a_text_of_a_report_that_is_no_gate_is_its_own_metric() -> None:
     assert metric_of("no gate") == "no gate"
 
 
-def test_a_gate_on_a_time_without_an_engine_says_how_to_get_one() -> None:
-    found = evaluate(parse_gates(["speedup>=1", "kl<=1"], METRIC_NAMES), {"kl": 2.0})
-    assert "build one for the CPU" in advice(found[:1], ()) and "--rounds" in advice(found, ())
-    assert "build one" not in advice(found[1:], ())
+def test_what_would_decide_has_its_unit() -> None:
+    (result,) = evaluate(
+        parse_gates(["speedup>=1.35@95%"], METRIC_NAMES), {"speedup": 1.3}, figure_at(1.2, 1.4)
+    )
+    assert f"over 9 rounds: about {result.more} more rounds would decide" in str(result.reason)
+    assert needs(1, "psnr") == "1 more sample would decide"
+    assert needs(2, "load_ms") == "2 more starts would decide"
+    assert needs(None, "latency_ms") == "no number of rounds decides"
+
+
+@pytest.mark.parametrize("value", [1.00956, 1.3])
+def test_a_line_has_one_verdict_and_names_the_gate_that_decides(value: float) -> None:
+    (gate,) = evaluate(parse_gates(["speedup>=1.2"], METRIC_NAMES), {"speedup": value})
+    doubted = ValidationFacts(metrics={"speedup": value}, inconclusive=("speedup",))
+    line = gate_line(gate, doubted)
+    assert line.startswith(f"gate speedup>=1.2: {gate.verdict} ({value:.6g}, judged by the figure")
+    assert "speedup>=1.2@95% decides by its interval" in line and "inconclusive" not in line
+    assert "chance" not in gate_line(gate, ValidationFacts(metrics={"speedup": value}))
+
+
+@pytest.mark.parametrize("text", ["speedup==1.2", "speedup>=1.2@95%", "rfid<=3"])
+def test_no_gate_is_named_where_none_can_decide_by_an_interval(text: str) -> None:
+    assert "decides" not in chance_text(text)

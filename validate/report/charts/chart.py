@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +15,7 @@ HEIGHT = 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 28, 34
 UNIT_ABOVE = 12  # the topmost line, whose number is as high
 LETTER, GAP = 6.5, 14  # what a letter of a name below the axis takes, and between two names
+FEWEST_LABELS, LONGEST_LABEL = 3, 24  # of names below the axis, and letters of one
 GRID_LINES = 6
 SMALL = 0.1
 
@@ -73,7 +75,7 @@ def svg(chart: Chart, width: int = WIDE) -> str:
         add_line(root, low + k * step, y(low + k * step), width)
     place = {"x": str(LEFT - 8), "y": str(TOP - UNIT_ABOVE), "text-anchor": "end"}
     SubElement(root, "text", place).text = chart.unit  # of the axis, above its numbers
-    add_groups(root, chart.names, x, width)
+    add_labels(root, chart.names, x, width)
     groups = chart.groups or ("",) * len(chart.names)
     for series in chart.series:
         style = f"var(--{series.colour})"
@@ -122,18 +124,53 @@ def add_line(root: Element, value: float, at: float, width: int) -> None:
     ).text = f"{value:g}"
 
 
-def add_groups(root: Element, names: Sequence[str], x: Callable[[int], float], width: int) -> None:
-    """Write the first two parts of names below the axis where each begins, if there is room."""
-    last, free = "", 0.0
-    for k, name in enumerate(names):
-        group = ".".join(name.split(".")[:2])
-        if group == last:
+def add_labels(root: Element, names: Sequence[str], x: Callable[[int], float], width: int) -> None:
+    """Write labels of names below the axis, where there is room."""
+    free = 0.0
+    for k, label in axis_labels(names):
+        if x(k) < free or x(k) + LETTER * len(label) > width:
             continue
-        last = group
-        if x(k) < free or x(k) + LETTER * len(group) > width:
-            continue
-        free = x(k) + LETTER * len(group) + GAP
+        free = x(k) + LETTER * len(label) + GAP
         tick = {"x1": str(x(k)), "x2": str(x(k)), "y1": str(HEIGHT - BOTTOM)}
         SubElement(root, "line", tick, y2=str(HEIGHT - BOTTOM + 5), stroke="var(--soft)")
         place = {"x": str(x(k) - 2), "y": str(HEIGHT - BOTTOM + 19)}
-        SubElement(root, "text", place).text = group
+        SubElement(root, "text", place).text = label
+
+
+def axis_labels(names: Sequence[str]) -> list[tuple[int, str]]:
+    """Return labels with the numbers of the names that they begin at, no two labels alike.
+
+    Names in a hierarchy are labelled by their first two parts, where each begins. If that says
+    nothing, as of `p2o.Conv.0` and `p2o.Conv.1`, each name is, cut where
+    it is long; those that are then alike have their numbers in front.
+    """
+    firsts = [".".join(name.split(".")[:2]) for name in names]
+    begins = [(k, f) for k, f in enumerate(firsts) if k == 0 or f != firsts[k - 1]]
+    labels = {label for _, label in begins}
+    tells = len(begins) >= min(FEWEST_LABELS, len(names))
+    if tells and len(labels) == len(begins) and max(map(len, labels)) <= LONGEST_LABEL:
+        return begins
+    start = shared_start(names)
+    start = start if start > LONGEST_LABEL // 3 else 0
+    cut = [shortened(f"\u2026{name[start:]}" if start else name) for name in names]
+    seen = Counter(cut)
+    return [(k, f"{k + 1}: {c}" if seen[c] > 1 else c) for k, c in enumerate(cut)]
+
+
+def shared_start(names: Sequence[str]) -> int:
+    """Return how many letters all names have in common, up to a dot or a slash."""
+    first, last = min(names), max(names)
+    alike = len(first) - 1
+    for k, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            alike = k
+            break
+    return 1 + max(first.rfind(".", 0, alike), first.rfind("/", 0, alike))
+
+
+def shortened(name: str) -> str:
+    """Return a name with its middle left out where it is long; most names differ at the end."""
+    if len(name) <= LONGEST_LABEL:
+        return name
+    half = LONGEST_LABEL // 2
+    return f"{name[:half]}\u2026{name[1 - half :]}"

@@ -15,12 +15,14 @@ from arvg_trt.validate.report.charts.chart import (
     HEIGHT,
     LEFT,
     LETTER,
+    LONGEST_LABEL,
     NARROW,
     RIGHT,
     TOP,
     WIDE,
     Chart,
     Series,
+    axis_labels,
     grid_step,
     svg,
 )
@@ -110,3 +112,37 @@ def test_all_is_inside_the_drawing(width: int) -> None:
     ends = [(float(e.attrib["x"]), LETTER * len(e.text or "")) for e in below]
     assert ends and all(x + long <= width for x, long in ends)
     assert all(x + long < after for (x, long), (after, _) in pairwise(ends))
+
+
+def test_sites_of_one_prefix_are_told_apart_on_the_axis() -> None:
+    """As an exporter calls them that numbers its operators."""
+    names = tuple(f"p2o.{'MatMul' if k % 3 else 'Conv'}.{k}" for k in range(40))
+    values = Series("Output", (20.0,) * len(names), "accent")
+    chart = Chart(title="", caption="", unit="dB", names=names, series=(values,))
+    for width in (WIDE, NARROW):
+        found = ElementTree.fromstring(svg(chart, width))
+        labels = [e.text for e in found.iter("text") if str(e.text).startswith("p2o")]
+        assert len(labels) >= 2 and len({*labels}) == len(labels) and {*labels} <= {*names}
+
+
+def test_a_hierarchy_is_labelled_by_its_first_parts() -> None:
+    assert axis_labels(NAMES) == [(0, "blocks.0"), (2, "blocks.1"), (3, "head")]
+    of_one = ("encoder.down.a", "encoder.down.b", "encoder.down.c", "encoder.up.a")
+    assert axis_labels(of_one) == list(enumerate(of_one))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("ab/.0", min_size=1, max_size=60), min_size=1, unique=True))
+def test_labels_are_short_and_none_is_there_twice(names: list[str]) -> None:
+    labels = [label for _, label in axis_labels(names)]
+    assert len({*labels}) == len(labels)
+    assert all(len(label) <= LONGEST_LABEL + len("100: ") for label in labels)
+
+
+def test_a_long_name_keeps_its_end() -> None:
+    names = tuple(f"/model/encoder/layers.{k}/self_attn/q_proj/MatMul" for k in range(12))
+    for k, label in axis_labels(names):
+        assert label == f"\u2026{k}/self_attn"[:12] + "\u2026proj/MatMul"
+    alike = [f"layers.0/self_attn/{kind}_proj/MatMul" for kind in "qkv"]
+    numbered = [label for _, label in axis_labels(["head", *alike])]
+    assert numbered == ["head", *(f"{k}: layers.0/sel\u2026proj/MatMul" for k in (2, 3, 4))]
