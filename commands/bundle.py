@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import RecipeError
-from ..workspace.workspace import Workspace
+from ..errors import RecipeError, WorkspaceError
+from ..workspace.workspace import WORKSPACE_FILE, Workspace
 from .support.console import ConsoleReporter, print_json
 from .support.groups import command, option
 from .support.options import PathArgument, json_option, workspace_argument
@@ -105,6 +105,7 @@ def bundle(
     """
     from ..pipeline.bundle import bundle_workspace
 
+    require_workspace(workspace)
     called = quantization_name(name, None)
     given = {"--key": key, "--with-reference": with_reference, "--no-kit": not kit}
     given["--packed"] = packed
@@ -130,6 +131,13 @@ def bundle(
         return
     click.echo(f"{output}: {made.bytes / MB:.1f} MB, {', '.join(made.groups)}; {signers(made)}")
     click.echo(made.digest)
+
+
+def require_workspace(root: Path) -> None:
+    """Raise WorkspaceError for a folder that is not there, or that no stage has written to."""
+    if not (root / WORKSPACE_FILE).is_file():
+        what = "is no workspace" if root.exists() else "no such folder"
+        raise WorkspaceError(what, where=str(root), do="name the folder that stages write to")
 
 
 def refuse_options(given: Mapping[str, object], layout: str) -> None:

@@ -32,7 +32,7 @@ def keygen(output: Path, as_json: bool) -> None:
     Example: arvg-trt keygen ci
     """
     from ..pipeline.ship import make_keys
-    from ..runtime.bundle.signature import key_hint, read_public_key
+    from ..runtime.bundle.keys import key_hint, read_public_key
 
     private, public = make_keys(output)
     hint = key_hint(read_public_key(public))

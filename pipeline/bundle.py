@@ -18,14 +18,14 @@ from ..families.variants import shipped_folder
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, load_recipe
-from ..runtime.bundle.layout import folded, path_problem
-from ..runtime.bundle.open import is_bundle
-from ..runtime.bundle.reader import Bundle
-from ..runtime.bundle.signature import (
+from ..runtime.bundle.keys import (
     PASSWORD_VARIABLE,
     key_hint,
     read_private_key,
 )
+from ..runtime.bundle.layout import folded, path_problem
+from ..runtime.bundle.open import is_bundle
+from ..runtime.bundle.reader import Bundle
 from ..runtime.sessions.placement import unopened_text
 from ..validate.facts import ValidationFacts, summary
 from ..workspace.facts import Exported, facts, known_name, model_name

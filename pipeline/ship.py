@@ -13,14 +13,14 @@ from ..errors import BuildError, IntegrityError, WorkspaceError
 from ..extras import installed_builders, require_packages
 from ..runtime.bundle.cache import holds, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
-from ..runtime.bundle.layout import BundleFile
-from ..runtime.bundle.packed_groups import expanded_list, read_indexes
-from ..runtime.bundle.reader import Bundle
-from ..runtime.bundle.signature import (
+from ..runtime.bundle.keys import (
     generate_key,
     private_pem,
     public_pem,
 )
+from ..runtime.bundle.layout import BundleFile
+from ..runtime.bundle.packed_groups import expanded_list, read_indexes
+from ..runtime.bundle.reader import Bundle
 from ..runtime.bundle.trust import refuse_unsigned, require_trust
 from ..runtime.bundle.unpack import extract_new
 from ..runtime.devices import Device, Gpu, this_device
@@ -121,7 +121,9 @@ def require_place(
         return
     if not targets:
         what = f"no --target is given, and here is no GPU to build for: {device.driver_problem}"
-        raise BuildError(what, do="name a workspace and a --target")
+        place = "" if output else "name a new folder before --from, and "
+        do = f"{place}give --backend tensorrt_rtx --target NAME, as `arvg-trt targets` lists them"
+        raise BuildError(what, do=f"{do}; a device with a GPU needs neither and finds its own")
     if output is None:
         what = f"WORKSPACE is missing, and here is no GPU to build for: {device.driver_problem}"
         raise BuildError(what, do="name a new folder before --from")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import PackageNotFoundError, distribution
 from types import ModuleType
 
@@ -23,8 +22,8 @@ def load_onnxruntime() -> ModuleType:
         UnusableRuntime: it is not installed, or files of it are missing.
     """
     try:
-        module = importlib.import_module("onnxruntime")
-        importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        import onnxruntime
+        import onnxruntime.capi.onnxruntime_pybind11_state
     except ModuleNotFoundError as error:
         if error.name == "onnxruntime":
             what = "onnxruntime is not installed"
@@ -32,9 +31,10 @@ def load_onnxruntime() -> ModuleType:
         raise broken(f"it has no module {error.name}") from error
     except (ImportError, OSError) as error:
         raise broken(" ".join(str(error).split())[:200]) from error
-    if not hasattr(module, "InferenceSession"):
+    if not hasattr(onnxruntime, "InferenceSession"):
         raise broken("it has no InferenceSession")
-    return module
+    found: ModuleType = onnxruntime
+    return found
 
 
 def broken(reason: str) -> UnusableRuntime:

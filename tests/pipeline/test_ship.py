@@ -120,7 +120,7 @@ def test_a_password_closes_the_private_key(
     shipped.pack(tmp_path / "b.tar", "--key", tmp_path / "a.key")
     monkeypatch.setenv("ARVG_TRT_KEY_PASSWORD", "wrong")
     outcome = arvg("sign", tmp_path / "b.tar", "--key", tmp_path / "a.key")
-    assert_refused(outcome, 12, "a.key: is no private key that can be read")
+    assert_refused(outcome, 12, "a.key: is not opened by the password in ARVG_TRT_KEY_PASSWORD")
     monkeypatch.delenv("ARVG_TRT_KEY_PASSWORD")
     outcome = arvg("sign", tmp_path / "b.tar", "--key", tmp_path / "a.key")
     assert_refused(outcome, 12, "a.key: is closed by a password")
@@ -510,7 +510,12 @@ def test_a_kit_is_built_by_what_builds_on_devices(shipped: Shipped, tmp_path: Pa
     assert_refused(outcome, 6, "has no kit to build from")
     if not this_device().gpus:
         outcome = arvg("build", "--from", shipped.file, "--backend", "tensorrt_rtx")
-        assert_refused(outcome, 6, "no --target is given, and here is no GPU")
+        elsewhere = "--backend tensorrt_rtx --target NAME, as `arvg-trt targets` lists them"
+        said = ("no --target is given, and here is no GPU", f"and give {elsewhere}")
+        assert_refused(outcome, 6, *said, "name a new folder before --from")
+        outcome = arvg("build", tmp_path / "orin", "--from", shipped.file)
+        assert_refused(outcome, 6, f"(give {elsewhere}; a device with a GPU needs neither")
+        assert not (tmp_path / "orin").exists()
     assert arvg("build").code == 2
 
 
@@ -546,6 +551,15 @@ def test_validate_needs_the_reference_and_its_own_folder(shipped: Shipped, tmp_p
     (tmp_path / "b").mkdir()
     assert_refused(arvg("validate", tmp_path / "b.tar"), 9, "not what this bundle unpacks to")
     assert_refused(arvg("validate", shipped.file, "--name", "w4"), 9, "holds int8, not w4")
+
+
+@pytest.mark.parametrize("layout", ["oci", "triton"])
+def test_a_folder_that_is_not_there_is_no_workspace_to_bundle(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name, what in (("dem", "no such folder"), ("pictures", "is no workspace")):
+        outcome = arvg("bundle", tmp_path / name, "--layout", layout, "-o", tmp_path / "b")
+        assert_refused(outcome, 9, f"{name}: {what} (name the folder that stages write to)")
+    assert not (tmp_path / "dem").exists() and not list((tmp_path / "pictures").iterdir())
 
 
 def test_a_workspace_without_engines_is_refused(exported: Path, tmp_path: Path) -> None:
