@@ -73,7 +73,7 @@ def bundle_workspace(
         WorkspaceError: there are no engines, or a stage's folder is not what it wrote.
         IntegrityError: the key cannot be read.
     """
-    from ..engines.bundle.contents import collect, cpu_warning, engine_groups, reference_group
+    from ..engines.bundle.contents import collect, engine_groups, pack_warnings, reference_group
     from ..engines.bundle.write import write_bundle
 
     reporter = in_stage(reporter, "bundle")
@@ -87,8 +87,8 @@ def bundle_workspace(
     warning = unopened_text(dict.fromkeys(target for group in rtx for target in group.targets))
     if warning:
         reporter.warn(warning)
-    if (lacking := cpu_warning(groups, workspace.root, name)) is not None:
-        reporter.warn(lacking)
+    for text in pack_warnings(groups, workspace.root, name):
+        reporter.warn(text)
     with tempfile.TemporaryDirectory() as folder:
         if kit:
             kit_folder = Path(tempfile.mkdtemp(dir=folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_a_kit_has_a_block_of_its_own_with_its_own_cures(monkeypatch: pytest.Mon
 
 def test_on_a_jetson_tensorrt_is_that_of_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(trt_compat.platform, "machine", lambda: trt_compat.JETSON)
+    monkeypatch.setattr(platform, "machine", lambda: trt_compat.JETSON)
     row = by_name(kit_rows())["tensorrt"]
     assert "TensorRT of JetPack itself" in row.detail and "nvidia.com" not in row.detail
 
