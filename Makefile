@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/arvg-trt run cosmos-mini-int8
 	$(BIN)/arvg-trt run var-w8a8
-	$(BIN)/arvg-trt generate out/var-mini/engines/w8a8/onnxruntime --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images
+	$(BIN)/arvg-trt generate out/var-mini/engines/w8a8/onnxruntime --labels 0-9 --count 4 --batch-size 20 -o out/var-mini/images --force
 	$(BIN)/python -m arvg_trt.demo.own_model out/own/files
 	$(BIN)/arvg-trt export onnx out/own --graph out/own/files/encoder.onnx --graph out/own/files/decoder.onnx
 	$(BIN)/arvg-trt calibrate out/own --feeds out/own/files/calibration.npz --samples 16

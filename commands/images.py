@@ -157,6 +157,7 @@ def decode(
 @workspace_argument
 @struct_options(GenerateOptions)
 @option("-o", "--output", group="Files", type=PathArgument(), help="Folder for PNGs and a grid.")
+@option("--force", group="Files", is_flag=True, help="Replace pictures that are there.")
 @option("--npz", group="Files", type=PathArgument(), help="All images for the ADM evaluator.")
 @option(
     "--tokens", group="Files", type=PathArgument(), help="A .npz with `tokens` (MAR: `latents`)."
@@ -167,6 +168,7 @@ def decode(
 def generate(
     workspace: Path,
     output: Path | None,
+    force: bool,
     npz: Path | None,
     tokens: Path | None,
     keys: Sequence[Path],
@@ -189,7 +191,9 @@ def generate(
     outputs = Outputs(folder=output, npz=npz, tokens=tokens)
     opening = Opening(keys, explain)
     with ConsoleReporter(quiet=as_json) as reporter:
-        result = generate_files(workspace, options, outputs, reporter, opening.access)
+        result = generate_files(
+            workspace, options, outputs, reporter, opening.access, replace=force
+        )
     if as_json:
         print_json({**msgspec.structs.asdict(result), "chosen": opening.chosen})
         return

@@ -32,7 +32,7 @@ def keygen(output: Path, as_json: bool) -> None:
     Example: arvg-trt keygen ci
     """
     from ..pipeline.ship import make_keys
-    from ..runtime.bundle.signature import key_hint, read_public_key
+    from ..runtime.bundle.keys import key_hint, read_public_key
 
     private, public = make_keys(output)
     hint = key_hint(read_public_key(public))
@@ -93,7 +93,9 @@ def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
         text = f"signed by {hints}, unchecked: no key is required" if hints else "not signed"
         click.echo(text)
     for step in found.chain:
-        click.echo(step_line(step, file))
+        size = found.image_sizes.get(step.group)
+        taken = "" if size is None else f"; takes images of {size}x{size}"
+        click.echo(f"{step_line(step, file)}{taken}")
 
 
 def step_line(step: ChainStep, file: Path) -> str:

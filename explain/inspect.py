@@ -15,6 +15,7 @@ from ..graph.summary import GraphSummary, summarize_graph
 from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
+from ..runtime.bundle.sizes import image_sizes
 from ..runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE
 from ..validate.formats import size
 from ..workspace.facts import model_name
@@ -24,6 +25,7 @@ from ..workspace.manifest import MANIFEST, Manifest
 
 SIZES = ("bytes", "files", "groups")  # facts that are counts of bytes
 WHAT_TO_NAME = "name a workspace, a stage's folder, a bundle, an ONNX graph or an engine"
+WRAPPER = "the model by which ONNX Runtime opens the engine beside it"
 NAMES = {"bytes": "size"}
 PARTED = ("options", "files", "groups", "verdicts")  # facts with a line for each part
 
@@ -54,9 +56,13 @@ class RefusedGraph(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InspectedGraph(GraphSummary, frozen=True, kw_only=True, tag_field="kind", tag="ONNX graph"):
-    """A graph, with its nodes by target and verdict as `analyze` counts them."""
+    """A graph, with its nodes by target and verdict as `analyze` counts them.
 
-    verdicts: dict[str, dict[Verdict, int]] | RefusedGraph
+    What a build takes or makes has no verdicts, and ``state`` says what it is.
+    """
+
+    verdicts: dict[str, dict[Verdict, int]] | RefusedGraph | None
+    state: str | None = None
 
 
 class InspectedEngine(
@@ -81,6 +87,7 @@ class InspectedBundle(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind
     signatures: tuple[str, ...]
     groups: dict[str, int]
     documents: tuple[str, ...]
+    image_sizes: dict[str, int]
 
 
 Inspected = InspectedWorkspace | InspectedStage | InspectedGraph | InspectedEngine | InspectedBundle
@@ -107,6 +114,7 @@ def inspect_path(path: Path) -> Inspected:
                 signatures=tuple(signature.hint for signature in bundle.signatures),
                 groups={group.name: group.bytes for group in bundle.facts.groups},
                 documents=tuple(file.path for file in bundle.facts.documents),
+                image_sizes=image_sizes(bundle),
             )
     header = read_plan_header(path)
     if header is None:
@@ -121,6 +129,8 @@ def inspected_lines(found: Inspected) -> list[str]:
     """Return the facts for people: a line each, what has parts with a line for each part."""
     lines = []
     for key, value in msgspec.to_builtins(found).items():
+        if (key in ("verdicts", "state") and value is None) or (key == "image_sizes" and not value):
+            continue
         if key in PARTED and isinstance(value, dict):
             lines.append(f"{key}:")
             lines += [f"  {part}: {fact_text(key, each)}" for part, each in value.items()]
@@ -172,6 +182,25 @@ def hidden(path: Path) -> bool:
 def inspect_graph(path: Path) -> InspectedGraph:
     """Return the key facts of a graph, and what would become of its nodes."""
     summary = summarize_graph(path)
+    facts = msgspec.structs.asdict(summary)
+    if "EPContext" in summary.nodes:
+        return InspectedGraph(**facts, verdicts=None, state=WRAPPER)
     (found,) = analyze_files([path], TARGETS)
-    refused = None if found.refused is None else RefusedGraph(refused=found.refused)
-    return InspectedGraph(**msgspec.structs.asdict(summary), verdicts=refused or found.counts)
+    if found.refused is None:
+        return InspectedGraph(**facts, verdicts=found.counts)
+    state = state_of(path, summary)
+    verdicts = None if state else RefusedGraph(refused=found.refused)
+    return InspectedGraph(**facts, verdicts=verdicts, state=state)
+
+
+def state_of(path: Path, summary: GraphSummary) -> str | None:
+    """Return what a graph is that cannot be exported and need not be; None for any other."""
+    from ..families.custom.quantized import INTEGER_OPS, WEIGHT_ONLY_OPS, ZERO_POINTS
+
+    if {*ZERO_POINTS, *INTEGER_OPS, *WEIGHT_ONLY_OPS} & summary.nodes.keys():
+        return "quantized already, as engines are built from or are"
+    if not (path.parent / MANIFEST).is_file():
+        return None
+    made = decode_json(path.parent / MANIFEST, Manifest, do="name a graph by itself")
+    own = made.stage in ("build", "bundle") and path.name in made.outputs
+    return "in half precision, as engines are built from" if own else None

@@ -18,14 +18,14 @@ from ..families.variants import shipped_folder
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, load_recipe
-from ..runtime.bundle.layout import folded, path_problem
-from ..runtime.bundle.open import is_bundle
-from ..runtime.bundle.reader import Bundle
-from ..runtime.bundle.signature import (
+from ..runtime.bundle.keys import (
     PASSWORD_VARIABLE,
     key_hint,
     read_private_key,
 )
+from ..runtime.bundle.layout import folded, path_problem
+from ..runtime.bundle.open import is_bundle
+from ..runtime.bundle.reader import Bundle
 from ..runtime.sessions.placement import unopened_text
 from ..validate.facts import ValidationFacts, summary
 from ..workspace.facts import Exported, facts, known_name, model_name
@@ -73,7 +73,7 @@ def bundle_workspace(
         WorkspaceError: there are no engines, or a stage's folder is not what it wrote.
         IntegrityError: the key cannot be read.
     """
-    from ..engines.bundle.contents import collect, cpu_warning, engine_groups, reference_group
+    from ..engines.bundle.contents import collect, engine_groups, pack_warnings, reference_group
     from ..engines.bundle.write import write_bundle
 
     reporter = in_stage(reporter, "bundle")
@@ -87,8 +87,8 @@ def bundle_workspace(
     warning = unopened_text(dict.fromkeys(target for group in rtx for target in group.targets))
     if warning:
         reporter.warn(warning)
-    if (lacking := cpu_warning(groups, workspace.root, name)) is not None:
-        reporter.warn(lacking)
+    for text in pack_warnings(groups, workspace.root, name):
+        reporter.warn(text)
     with tempfile.TemporaryDirectory() as folder:
         if kit:
             kit_folder = Path(tempfile.mkdtemp(dir=folder))

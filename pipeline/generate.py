@@ -11,7 +11,7 @@ import msgspec
 from ..errors import GenerationError
 from ..recipe.commands import DRAWS, GenerateOptions
 from ..runtime.bundle.open import ANY, BundleAccess, located
-from ..runtime.files import Outputs, write_batches
+from ..runtime.files import GRID, Outputs, png_paths, require_new, write_batches
 from ..runtime.folders import placed_spec
 from ..runtime.generator import Generator, choose_sampling
 from ..runtime.labels import check_labels, parse_labels
@@ -38,6 +38,8 @@ def generate_files(
     outputs: Outputs,
     reporter: Reporter,
     access: BundleAccess = ANY,
+    *,
+    replace: bool = False,
 ) -> GenerateResult:
     """Generate with the graphs of a workspace, a stage's folder or a bundle; write the `outputs`.
 
@@ -45,7 +47,8 @@ def generate_files(
 
     Raises:
         GenerationError: labels or options out of range, nothing to write.
-        WorkspaceError: the folder is not what its stage wrote.
+        WorkspaceError: the folder is not what its stage wrote, or a picture is there already,
+            unless they may `replace` it.
         BundleError: no such device, or engines that do not run there.
     """
     if outputs == Outputs():
@@ -59,6 +62,8 @@ def generate_files(
     classes = parse_labels(options.labels, spec.num_classes)
     require_few(len(classes) * options.count)
     labels = check_labels(spec, [label for label in classes for _ in range(options.count)])
+    if outputs.folder and not replace:
+        require_new([*png_paths(outputs.folder, labels.tolist()), outputs.folder / GRID])
     start = time.monotonic()
     generator = Generator.open(
         path,

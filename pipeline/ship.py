@@ -13,20 +13,21 @@ from ..errors import BuildError, IntegrityError, WorkspaceError
 from ..extras import installed_builders, require_packages
 from ..runtime.bundle.cache import holds, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
-from ..runtime.bundle.layout import BundleFile
-from ..runtime.bundle.packed_groups import expanded_list, read_indexes
-from ..runtime.bundle.reader import Bundle
-from ..runtime.bundle.signature import (
+from ..runtime.bundle.keys import (
     generate_key,
     private_pem,
     public_pem,
 )
+from ..runtime.bundle.layout import BundleFile
+from ..runtime.bundle.packed_groups import expanded_list, read_indexes
+from ..runtime.bundle.reader import Bundle
+from ..runtime.bundle.sizes import image_sizes
 from ..runtime.bundle.trust import refuse_unsigned, require_trust
 from ..runtime.bundle.unpack import extract_new
 from ..runtime.devices import Device, Gpu, this_device
 from ..runtime.packed.expand import megabytes as expanding
 from ..runtime.packed.layout import is_packed
-from ..runtime.packed.open import expand_new
+from ..runtime.packed.open import expand_new, require_no_folder
 from ..runtime.trt_compat import Backend
 from ..workspace.files import atomic_write, named
 from ..workspace.stage import Reporter, StageResult, in_stage
@@ -45,6 +46,7 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     signed_by: tuple[str, ...]
     chain: tuple[ChainStep, ...]
     chosen: str | None
+    image_sizes: dict[str, int] = {}  # of engines of a tokenizer that take one size, by group
 
 
 def build_bundled(
@@ -121,7 +123,9 @@ def require_place(
         return
     if not targets:
         what = f"no --target is given, and here is no GPU to build for: {device.driver_problem}"
-        raise BuildError(what, do="name a workspace and a --target")
+        place = "" if output else "name a new folder before --from, and "
+        do = f"{place}give --backend tensorrt_rtx --target NAME, as `arvg-trt targets` lists them"
+        raise BuildError(what, do=f"{do}; a device with a GPU needs neither and finds its own")
     if output is None:
         what = f"WORKSPACE is missing, and here is no GPU to build for: {device.driver_problem}"
         raise BuildError(what, do="name a new folder before --from")
@@ -149,6 +153,7 @@ def verify_file(path: Path, keys: Sequence[Path], reporter: Reporter) -> VerifyR
             signed_by=signed_by,
             chain=choice.steps,
             chosen=None if chosen is None else chosen.group,
+            image_sizes=image_sizes(bundle),
         )
 
 
@@ -180,6 +185,7 @@ def unpack_file(
             raise WorkspaceError("is a packed folder, not a bundle", where=str(path), do=do)
         refuse_unsigned(path, keys)
         return expand_new(path, output, reporter)
+    require_no_folder(path)
     with Bundle(path) as bundle:
         require_trust(bundle, keys)
         if signature is not None and not bundle.signatures:

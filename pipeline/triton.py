@@ -46,16 +46,14 @@ def write_triton(
     """
     from ..engines.bundle.contents import engine_groups
     from ..engines.bundle.triton import README, describe_repository, write_repository
-    from ..engines.bundle.triton_readme import repository_readme
+    from ..engines.bundle.triton_readme import left_out_text, repository_readme
 
     exported = Exported.open(workspace)
     model = model_name(exported.manifest)
     made = engine_groups(workspace, name)
     repository = describe_repository(workspace, name, made, groups, max_batch)
     if not groups and repository.left_out:
-        reporter.warn(
-            f"Triton serves no plans of TensorRT for RTX: {', '.join(repository.left_out)}"
-        )
+        reporter.warn(left_out_text(repository.left_out))
     texts = license_texts(known_name(exported.manifest), licenses)
     terms = {f"{LICENSE}-{file}": text for file, text in texts.items()}
     if not terms:
@@ -66,7 +64,7 @@ def write_triton(
         written=(output,),
         bytes=sum(path.stat().st_size for path in output.rglob("*") if path.is_file()),
         groups=tuple(group.name for group in repository.groups),
-        left_out=repository.left_out,
+        left_out=tuple(group.name for group in repository.left_out),
         models=tuple(each.name for each in repository.models),
         ensembles=tuple(each.name for each in repository.ensembles),
     )

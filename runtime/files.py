@@ -31,6 +31,7 @@ from .npz import Array, BadArrays, read_npz
 from .tokenizer import ImageTokenizer, Latent, Tokens
 
 LONGEST_NAME = 200  # bytes: what a temporary name adds has to fit too
+GRID = "grid.png"
 GRID_MOST = 100  # a picture of more says nothing
 
 
@@ -93,10 +94,8 @@ def decode_pictures(
     """
     stride, codes = tokenizer.stride, read_codes(tokenizer, tokens)
     paths = [folder / name for name in picture_names(codes)]
-    there = [path for path in paths if os.path.lexists(path)]
-    if there and not replace:
-        do = "name another folder with -o, or replace it with --force"
-        raise WorkspaceError("is there already", where=str(there[0]), do=do)
+    if not replace:
+        require_new(paths)
     for path, (k, (code, size, _)) in zip(paths, codes.items(), strict=True):
         image = from_model(tokenizer.decode(code))
         if size is not None:
@@ -105,6 +104,14 @@ def decode_pictures(
             image = crop_back(image, (-height % stride // 2, -width % stride // 2), size)
         atomic_write(path, png_bytes(image))
     return paths
+
+
+def require_new(paths: Sequence[Path]) -> None:
+    """Raise WorkspaceError for the first picture that is there already."""
+    there = next((path for path in paths if os.path.lexists(path)), None)
+    if there is not None:
+        do = "name another folder with -o, or replace it with --force"
+        raise WorkspaceError("is there already", where=str(there), do=do)
 
 
 class Code(NamedTuple):
@@ -251,7 +258,7 @@ def write_batches(
             tokens.append(batch.tokens)
             done += len(batch.labels)
     if outputs.folder:
-        files.append(outputs.folder / "grid.png")
+        files.append(outputs.folder / GRID)
         atomic_write(files[-1], png_bytes(image_grid(np.stack(first), columns)))
     if outputs.npz:
         files.append(outputs.npz)
@@ -264,9 +271,14 @@ def write_batches(
     return files
 
 
+def png_paths(folder: Path, labels: Sequence[int], number: int = 0) -> list[Path]:
+    """Return the path of each picture of some labels, the first of which has `number`."""
+    return [folder / f"{number + k:05d}_{label}.png" for k, label in enumerate(labels)]
+
+
 def write_pngs(folder: Path, batch: Generated, number: int) -> list[Path]:
     """Write `NUMBER_LABEL.png` for each image of a batch whose first has `number`."""
-    paths = [folder / f"{number + k:05d}_{label}.png" for k, label in enumerate(batch.labels)]
+    paths = png_paths(folder, batch.labels.tolist(), number)
     for path, image in zip(paths, batch.images, strict=True):
         atomic_write(path, png_bytes(image))
     return paths

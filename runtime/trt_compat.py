@@ -57,15 +57,24 @@ def load_builder(backend: Backend) -> BuilderModule:
     Raises:
         BuildError: the package or Polygraphy is missing, or its libraries do not load.
     """
-    install = install_command(backend)
     if find_spec("polygraphy") is None:
-        raise BuildError("Polygraphy, which builds engines, is not installed", do=install)
+        do = install_command(backend)
+        raise BuildError("Polygraphy, which builds engines, is not installed", do=do)
+    return load_module(backend)
+
+
+def load_module(backend: Backend) -> BuilderModule:
+    """Import the package of `backend` itself; Polygraphy may be missing.
+
+    Raises:
+        BuildError: it is missing, or its libraries do not load.
+    """
     try:
         module = importlib.import_module(backend)
     except ModuleNotFoundError as error:
         raise BuildError(
             f"{TITLES[backend]} is not installed ({error})",
-            do=install,
+            do=install_command(backend),
         ) from error
     except (ImportError, OSError) as error:
         raise BuildError(

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import ArvgError, bounded
-from .facts import ModelKind, kind_of, model_name
+from .facts import CPU_BACKENDS, ModelKind, kind_of, model_name
 from .manifest import MANIFEST, Manifest
-from .verify import read_manifest
+from .verify import PACKED_FILE, read_manifest
 from .workspace import WORKSPACE_FILE
 
+FOR_GPUS = ("kit", "rtx-", "tensorrt-")  # begin the names of folders
 DEPTH = 3  # folders from a workspace down to its engines
 TITLES: dict[ModelKind, str] = {
     "generator": "a generator of images",
@@ -71,10 +72,21 @@ def export_of(root: Path) -> Manifest | None:
 
 
 def folders_of_graphs(path: Path) -> list[str]:
-    """Return the folders below a path that a stage left graphs or engines in, relative to it."""
+    """Return the folders below a path that a stage left graphs or engines in, relative to it.
+
+    What opens on every machine comes first, and what takes a GPU last.
+    """
     found = [m.parent for k in range(1, DEPTH + 1) for m in sorted(path.glob("*/" * k + MANIFEST))]
     return [
         folder.relative_to(path).as_posix()
-        for folder in found
-        if any(folder.glob("*.onnx")) and not folder.name.startswith(".")
+        for folder in sorted(found, key=rank)
+        if (any(folder.glob("*.onnx")) or (folder / PACKED_FILE).is_file())
+        and not folder.name.startswith(".")
     ]
+
+
+def rank(folder: Path) -> int:
+    """Return 0 for a folder of the CPU's engines, 2 for one of a GPU's or a kit, 1 for others."""
+    if folder.name in CPU_BACKENDS:
+        return 0
+    return 2 if folder.name.startswith(FOR_GPUS) else 1

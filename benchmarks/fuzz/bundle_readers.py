@@ -10,8 +10,8 @@ from unittest import mock
 
 from ...engines.packed.write import pack_folder
 from ...runtime.bundle.cache import unpack_cached
+from ...runtime.bundle.keys import generate_key
 from ...runtime.bundle.reader import Bundle
-from ...runtime.bundle.signature import generate_key
 from ...runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE, read_index
 from ...runtime.packed.open import expanded
 from ...workspace.files import CACHE_VARIABLE

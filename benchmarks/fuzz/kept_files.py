@@ -31,7 +31,7 @@ from ...numerics.packing import load_packed_weights
 from ...quantize.facts import QuantizationFacts
 from ...quantize.search.facts import SearchFacts
 from ...runtime.bundle.failures import FailedBuild, remembered
-from ...runtime.bundle.signature import (
+from ...runtime.bundle.keys import (
     generate_key,
     private_pem,
     public_pem,

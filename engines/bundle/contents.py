@@ -24,7 +24,7 @@ from ...workspace.facts import CPU_BACKENDS, EngineFacts, Exported, facts, model
 from ...workspace.files import sha256_file
 from ...workspace.manifest import MANIFEST, Manifest
 from ...workspace.stage import require_outputs, tool_version
-from ...workspace.verify import verify
+from ...workspace.verify import read_manifest, verify
 from ...workspace.workspace import WORKSPACE_FILE, Workspace
 from ..facts import BuildFacts
 
@@ -97,6 +97,15 @@ def engine_groups(workspace: Workspace, name: str) -> tuple[GroupSources, ...]:
     )
 
 
+def pack_warnings(groups: Sequence[GroupSources], root: Path, name: str) -> list[str]:
+    """Return a line for each thing that a device, or the reader of the report, may not expect."""
+    validated = root / "validate" / name
+    known = (validated / MANIFEST).is_file()
+    unreported = report_warning(groups, read_manifest(validated).inputs) if known else None
+    found = (cpu_warning(groups, root, name), unreported, *overlap_warnings(groups))
+    return [text for text in found if text is not None]
+
+
 def cpu_warning(groups: Sequence[GroupSources], root: Path, name: str) -> str | None:
     """Return that no engine of a bundle opens on a CPU, and what adds one; None if one does."""
     if any(made.group.kind in CPU_BACKENDS for made in groups):
@@ -105,6 +114,46 @@ def cpu_warning(groups: Sequence[GroupSources], root: Path, name: str) -> str | 
     if any("FP8" in made.group.precision for made in groups):
         return f"{what} (no CPU runs FP8: bundle an INT8 quantization for those)"
     return f"{what} (`arvg-trt build {root} --name {name} --backend cpu` adds one)"
+
+
+def overlap_warnings(groups: Sequence[GroupSources]) -> list[str]:
+    """Return a line for each target that two groups of a kind serve; TensorRT's on one GPU."""
+    serving: dict[tuple[str, str, str], list[str]] = {}
+    for group in (made.group for made in groups):
+        for target in group.targets:
+            serving.setdefault((group.kind, group.gpu, target), []).append(group.name)
+    texts: dict[str, list[str]] = {}
+    for (_, _, target), names in serving.items():
+        if len(names) > 1:
+            texts.setdefault(" and ".join(names), []).append(target)
+    return [
+        f"{names} both serve {' '.join(targets)}: a device takes the first (remove the other's "
+        "folder from the workspace to leave it out)"
+        for names, targets in texts.items()
+    ]
+
+
+def report_warning(groups: Sequence[GroupSources], validated: Mapping[str, str]) -> str | None:
+    """Return which engines the report that is shipped does not speak of; None: of all.
+
+    `validated` has the digests of the files that were validated, by their paths in the workspace.
+    """
+    missing, newer = [], []
+    for group in (made.group for made in groups):
+        known = [file for file in group.files if file.path in validated]
+        if not known:
+            missing.append(group.name)
+        elif any(validated[file.path] != file.sha256 for file in known):
+            newer.append(group.name)
+    parts = [
+        f"{', '.join(names)} {what}"
+        for names, what in (
+            (missing, "not in the report that is shipped"),
+            (newer, "built after that report"),
+        )
+        if names
+    ]
+    return f"{'; '.join(parts)} (`arvg-trt validate` again adds it)" if parts else None
 
 
 def folders_of_engines(root: Path, name: str) -> list[Path]:

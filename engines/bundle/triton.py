@@ -18,7 +18,7 @@ from ...errors import WorkspaceError
 from ...graph.io import external_files, read_graph
 from ...graph.weight_file import WEIGHTS, SharedWeights
 from ...recipe.build import BuildOptions
-from ...runtime.bundle.layout import TargetGroup
+from ...runtime.bundle.layout import GroupKind, TargetGroup
 from ...runtime.generator import OTHER_GRAPHS
 from ...samples.files import load_sample, sample_files
 from ...workspace.facts import Exported, ModelKind, custom_graphs, model_name
@@ -38,6 +38,12 @@ OTHER_LIBRARY = (
     "Triton's tensorrt backend opens plans with TensorRT's own library, and a plan of TensorRT for "
     "RTX opens in that one's alone"
 )
+
+# Why no models are written of the other kinds of groups.
+NOT_SERVED: dict[GroupKind, str] = {
+    "tensorrt_rtx": "Triton has no back end for TensorRT for RTX",
+    "openvino": "no models are written for Triton's OpenVINO back end",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class Repository:
     """Hold what a model repository serves, and the files of its models."""
 
     groups: tuple[TargetGroup, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[TargetGroup, ...]
     models: tuple[Model, ...]
     ensembles: tuple[Ensemble, ...]
     files: tuple[ServedFile | GraphOfShared, ...]
@@ -120,8 +126,9 @@ def served_groups(
     chosen = [found[name] for name in dict.fromkeys(wanted)] or list(found.values())
     served = tuple(group for group in chosen if group.kind in ("onnxruntime", "tensorrt"))
     if not served:
+        why = "; ".join(dict.fromkeys(NOT_SERVED[group.kind] for group in chosen))
         raise WorkspaceError(
-            f"has no engines that Triton serves: {OTHER_LIBRARY}" if found else "has no engines",
+            f"has no engines that Triton serves: {why}" if found else "has no engines",
             where=where,
             do="run `arvg-trt build` for onnxruntime or tensorrt first",
         )
@@ -165,7 +172,7 @@ def describe_repository(
             files += model_files(made[graph], folder, group.folder, digests)
         models += made.values()
         ensembles += ensembles_of(prefix, made, exported.kind)
-    left = tuple(m.group.name for m in groups if m.group not in served)
+    left = tuple(m.group for m in groups if m.group not in served)
     return Repository(served, left, tuple(models), tuple(ensembles), tuple(files))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ...runtime.bundle.layout import TargetGroup
 from ...workspace.facts import ModelKind
-from .triton import Repository
+from .triton import NOT_SERVED, Repository
 from .triton_config import Model, Tensor
 from .triton_ensemble import Ensemble
 
@@ -94,10 +94,19 @@ def group_table(groups: Iterable[TargetGroup]) -> list[str]:
     return ["| group | built with | targets | precision |", "| --- | --- | --- | --- |", *rows, ""]
 
 
-def left_out(names: Sequence[str]) -> list[str]:
-    if not names:
+def left_out(groups: Sequence[TargetGroup]) -> list[str]:
+    if not groups:
         return []
-    return [f"Not served: {', '.join(names)}. Triton has no back end for TensorRT for RTX.\n"]
+    text = left_out_text(groups)
+    return [f"{text[0].upper()}{text[1:]}.\n"]
+
+
+def left_out_text(groups: Sequence[TargetGroup]) -> str:
+    """Return which groups are not served, and of each kind why not."""
+    named: dict[str, list[str]] = {}
+    for group in groups:
+        named.setdefault(NOT_SERVED.get(group.kind, "not asked for"), []).append(group.name)
+    return "not served: " + "; ".join(f"{', '.join(k)} ({why})" for why, k in named.items())
 
 
 def ends(tensors: Iterable[Tensor], max_batch: int) -> str:

@@ -16,6 +16,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...errors import WorkspaceError
+from ...runtime.bundle.keys import key_hint
 from ...runtime.bundle.layout import (
     BLOBS,
     EMPTY,
@@ -39,7 +40,7 @@ from ...runtime.bundle.layout import (
 )
 from ...runtime.bundle.manifests import group_config, group_layers, group_manifest
 from ...runtime.bundle.reader import Bundle
-from ...runtime.bundle.signature import key_hint, sign
+from ...runtime.bundle.signature import sign
 from ...workspace.files import atomic_stream, encode_json
 from .contents import Contents, Source, bundle_file
 

@@ -100,14 +100,22 @@ def check_member(info: tarfile.TarInfo, members: dict[str, Member], where: str) 
 
 def require_end(stream: IO[bytes], offset: int, end: int, where: str) -> None:
     """Raise IntegrityError unless two blocks of zeros or a few more follow, as tar files end."""
-    if end - offset > MOST_END:
-        raise refused("goes on behind its end", where)
     stream.seek(offset)
     rest = stream.read(MOST_END)
-    if len(rest) < 2 * BLOCK or len(rest) % BLOCK:
+    zeros = len(rest) - len(rest.lstrip(b"\0"))
+    if zeros < len(rest):
+        raise refused(f"has {byte_count(end - offset - zeros)} behind its end", where)
+    if end - offset > MOST_END:
+        raise refused(f"has {byte_count(end - offset - 2 * BLOCK)} behind its end", where)
+    if len(rest) < 2 * BLOCK:
         raise refused("is cut off", where)
-    if any(rest):
-        raise refused("goes on behind its end", where)
+    if odd := len(rest) % BLOCK:
+        also = f"or has {byte_count(odd)} behind its end"
+        raise refused(f"is cut off in its last block, {also}", where)
+
+
+def byte_count(count: int) -> str:
+    return f"{count:,} byte{'' if count == 1 else 's'}"
 
 
 def no_bundle(what: str, where: str) -> IntegrityError:

@@ -11,27 +11,20 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...errors import ArvgError, IntegrityError
 from ...workspace.files import UNDECODABLE, decode_unique, said
+from .keys import HASHES, key_hint
 from .layout import SIGSTORE
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
-# By the curve's name: other curves have keys of the same lengths, and sigstore knows none of them.
-HASHES: dict[str, type[hashes.HashAlgorithm]] = {
-    "secp256r1": hashes.SHA256,
-    "secp384r1": hashes.SHA384,
-    "secp521r1": hashes.SHA512,
-}
 GET_AGAIN = "do not use it: get the bundle and its signature again from where they were made"
 
 
@@ -104,80 +97,6 @@ class SigstoreBundle(msgspec.Struct, frozen=True):
     mediaType: str
     verificationMaterial: Material
     dsseEnvelope: Envelope
-
-
-def generate_key() -> ec.EllipticCurvePrivateKey:
-    """Return a new private key, ECDSA on P-256."""
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def private_pem(key: ec.EllipticCurvePrivateKey, password: bytes | None = None) -> bytes:
-    """Return a private key as a PEM file holds it, encrypted where there is a password."""
-    protection: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if password:
-        protection = serialization.BestAvailableEncryption(password)
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
-    )
-
-
-def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
-    """Return a public key as a PEM file holds it."""
-    return key.public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-
-
-def key_hint(key: ec.EllipticCurvePublicKey) -> str:
-    """Return the sha256 of a public key's PEM file, by which signatures name it."""
-    return hashlib.sha256(public_pem(key)).hexdigest()
-
-
-def read_private_key(path: Path, password: bytes | None = None) -> ec.EllipticCurvePrivateKey:
-    """Read a private key from a PEM file.
-
-    Raises:
-        IntegrityError: it is none, of a kind that is not supported, or needs another password.
-            A password that a key does not need is not looked at.
-    """
-    data = path.read_bytes()
-    encrypted = b"ENCRYPTED" in data
-    if encrypted and password is None:
-        do = f"set {PASSWORD_VARIABLE}"
-        raise IntegrityError("is closed by a password", where=str(path), do=do)
-    try:
-        key = serialization.load_pem_private_key(data, password if encrypted else None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        what = f"is no private key that can be read: {said(error)}"
-        raise IntegrityError(what, where=str(path), do=KEYGEN) from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in HASHES:
-        raise other_curve(path)
-    return key
-
-
-def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """Read a public key from a PEM file.
-
-    Raises:
-        IntegrityError: it is none, or of a kind that is not supported.
-    """
-    try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        what = "is no public key in PEM form"
-        raise IntegrityError(what, where=str(path), do=KEYGEN) from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in HASHES:
-        raise other_curve(path)
-    return key
-
-
-PASSWORD_VARIABLE = "ARVG_TRT_KEY_PASSWORD"
-KEYGEN = "make a pair with `arvg-trt keygen`"
-
-
-def other_curve(path: Path) -> IntegrityError:
-    what = "is no ECDSA key on P-256, P-384 or P-521"
-    return IntegrityError(what, where=str(path), do=KEYGEN)
 
 
 def scheme_of(

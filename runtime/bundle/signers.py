@@ -10,8 +10,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ...errors import IntegrityError
 from .archive import refused
 from .blobs import BlobStore
+from .keys import key_hint
 from .layout import SIGSTORE, Descriptor, ImageManifest
-from .signature import OtherKey, SigstoreBundle, key_hint, read_signature, verify_signature
+from .signature import OtherKey, SigstoreBundle, read_signature, verify_signature
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ...errors import IntegrityError
 from ...workspace.files import UNDECODABLE, said
+from .keys import read_public_key
 from .reader import Bundle
-from .signature import read_public_key
 
 KEYS_VARIABLE = "ARVG_TRT_REQUIRE_KEY"
 CONFIG_NAME = Path("arvg-trt/config.toml")

@@ -6,9 +6,11 @@ import os
 import shutil
 from pathlib import Path
 
-from ...errors import WorkspaceError
+from ...errors import WorkspaceError, bounded
 from ...workspace.files import atomic_folder, sha256_file
+from ...workspace.lead import folders_of_graphs
 from ...workspace.stage import Reporter
+from ..bundle.archive import NAME_A_BUNDLE
 from ..bundle.cache import MARK_LENGTH, cached_folder, require_room
 from ..bundle.layout import BundleFile
 from .expand import expand_folder, megabytes
@@ -52,6 +54,16 @@ def expand_new(
     with atomic_folder(output) as temporary:
         write_expanded(folder, index, temporary, reporter)
     return files
+
+
+def require_no_folder(path: Path) -> None:
+    """Raise WorkspaceError for a folder that is not packed itself; name the packed one below it."""
+    if not path.is_dir():
+        return
+    below = [f"{path / each}" for each in folders_of_graphs(path) if is_packed(path / each)]
+    what = "is no packed folder itself, and no bundle" if below else "is a folder, not a bundle"
+    do = f"name {bounded(below, 'folders')}" if below else NAME_A_BUNDLE
+    raise WorkspaceError(what, where=str(path), do=do)
 
 
 def expanded_files(folder: Path, index: PackedIndex) -> tuple[BundleFile, ...]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from ...errors import ArvgError, BundleError, OutOfMemory
 from .assignment import fallback_text, misplaced_nodes
+from .library import load_onnxruntime
 from .placement import ON_CPU, Placement
 from .processors import may_saturate, session_threads
 from .providers import ORT_ERRORS, add_provider, assignment_problem
 from .session import Array, DeviceValue, refusal
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = load_onnxruntime()
 # ONNX Runtime fuses FP8 products into an operator for integers. After convolutions with a scale per
 # channel it fuses operators that take one per tensor: a sum does not load, a pool fails as it runs.
 FUSES_PAIRS = "QDQSelectorActionTransformer"

@@ -13,15 +13,18 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import onnxruntime as ort
+from typing import TYPE_CHECKING, Any
 
 from ...errors import BundleError
 from ...workspace.files import own_folder, user_cache
 from ..devices import CUDA_DRIVER, RTX_MODULE, RTX_PACKAGES, Gpu, rtx_packages, this_device
+from .library import load_onnxruntime
 from .placement import CUDA, TENSORRT, TENSORRT_RTX, Placement, Problem, rtx_takes
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = load_onnxruntime()
 # What the plug-in is linked with, beyond what it brings: both are parts of the driver.
 RTX_LIBRARIES = (CUDA_DRIVER, "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
 PROVIDER_LIBRARY = {

@@ -92,9 +92,15 @@ def test_doctor_says_the_same_in_text_and_json() -> None:
     assert text.err == as_json.err == ""
     checks = json.loads(as_json.out)["checks"]
     lines = text.out.splitlines()
-    second = lines.index("To run engines and bundles:")
+    second = lines.index("To build from a bundle, on the device:")
+    third = lines.index("To run engines and bundles:")
     assert lines[0].startswith("To export, quantize, validate and build:")
-    for use, block in (("build", lines[1:second]), ("run", lines[second + 1 :])):
+    blocks = {
+        "build": lines[1:second],
+        "kit": lines[second + 1 : third],
+        "run": lines[third + 1 :],
+    }
+    for use, block in blocks.items():
         assert [line.split()[0] for line in block] == [
             c["state"] for c in checks if c["use"] == use
         ]

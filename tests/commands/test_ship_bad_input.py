@@ -27,7 +27,7 @@ from arvg_trt.errors import IntegrityError, WorkspaceError
 from arvg_trt.pipeline.bundle import license_texts
 from arvg_trt.pipeline.ship import bundled_workspace, make_keys, unpack_file
 from arvg_trt.runtime.bundle import trust
-from arvg_trt.runtime.bundle.signature import private_pem, public_pem
+from arvg_trt.runtime.bundle.keys import private_pem, public_pem
 
 from ..runtime.bundle.keys import key_of
 
@@ -275,7 +275,7 @@ def test_password_of_any_bytes_opens_the_key_again(
     path = bundle(tmp_path)
     assert run("sign", path, "--key", private)[0] == 0
     monkeypatch.setenv("ARVG_TRT_KEY_PASSWORD", "other")
-    refused(12, "is no private key that can be read", "sign", path, "--key", private)
+    refused(12, "is not opened by the password in ARVG_TRT_", "sign", path, "--key", private)
     monkeypatch.delenv("ARVG_TRT_KEY_PASSWORD")
     refused(12, "is closed by a password", "sign", path, "--key", private)
 
@@ -284,8 +284,12 @@ def test_public_key_in_place_of_the_private_one_is_refused(tmp_path: Path) -> No
     private, public = keys(tmp_path, "ci")
     path = bundle(tmp_path)
     before = path.read_bytes()
-    refused(12, "is no private key that can be read", "sign", path, "--key", public)
-    refused(12, "is no public key in PEM form", "verify", path, "--require-key", private)
+    said = (
+        f"{public}: is the public half of a pair: it verifies, and signs nothing (name {private})"
+    )
+    refused(12, said, "sign", path, "--key", public)
+    said = f"{private}: is the private half of a pair: it signs and stays secret (name {public})"
+    refused(12, said, "verify", path, "--require-key", private)
     assert path.read_bytes() == before
 
 

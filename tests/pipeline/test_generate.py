@@ -63,6 +63,21 @@ def test_pictures_grid_and_arrays_are_those_of_the_generator(toy: Path, tmp_path
     assert leftovers(tmp_path) == []
 
 
+def test_pictures_that_are_there_are_replaced_by_force_alone(toy: Path, tmp_path: Path) -> None:
+    first = ("--labels", "2", "-o", tmp_path / "out")
+    assert generate(toy, *first).code == 0
+    before = digests(tmp_path / "out")
+    outcome = generate(toy, *first, "--seed", 1)
+    cure = "is there already (name another folder with -o, or replace it with --force)"
+    assert_refused(outcome, 9, f"00000_2.png: {cure}")
+    outcome = generate(toy, "--labels", "3", "-o", tmp_path / "out")  # their grids are one file
+    assert_refused(outcome, 9, f"grid.png: {cure}")
+    assert digests(tmp_path / "out") == before
+    assert generate(toy, *first, "--seed", 1, "--force").code == 0
+    assert digests(tmp_path / "out").keys() == before.keys()
+    assert digests(tmp_path / "out") != before
+
+
 def test_grid_has_the_pictures_row_by_row(toy: Path, tmp_path: Path) -> None:
     generate(toy, "--labels", "0-4", "-o", tmp_path)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
@@ -231,7 +246,8 @@ def test_full_disk_keeps_the_last_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    assert_refused(generate(toy, "--labels", "1", option, target), 9, str(target), "disk full")
+    again = ("--labels", "1", option, target, "--force")
+    assert_refused(generate(toy, *again), 9, str(target), "disk full")
     assert digests(target) == before and leftovers(tmp_path) == []
 
 

@@ -23,9 +23,11 @@ from packaging.requirements import Requirement
 import arvg_trt
 from arvg_trt import verify_bundle
 from arvg_trt.benchmarks.fuzz.bundles import small_contents
+from arvg_trt.engines.bundle.contents import GroupSources, overlap_warnings, report_warning
 from arvg_trt.engines.bundle.write import write_bundle
 from arvg_trt.errors import BundleError, IntegrityError
 from arvg_trt.recipe.file import load_recipe
+from arvg_trt.runtime.bundle.layout import BundleFile, TargetGroup
 from arvg_trt.runtime.bundle.reader import Bundle
 from arvg_trt.runtime.bundle.trust import KEYS_VARIABLE
 from arvg_trt.runtime.devices import this_device
@@ -120,7 +122,7 @@ def test_a_password_closes_the_private_key(
     shipped.pack(tmp_path / "b.tar", "--key", tmp_path / "a.key")
     monkeypatch.setenv("ARVG_TRT_KEY_PASSWORD", "wrong")
     outcome = arvg("sign", tmp_path / "b.tar", "--key", tmp_path / "a.key")
-    assert_refused(outcome, 12, "a.key: is no private key that can be read")
+    assert_refused(outcome, 12, "a.key: is not opened by the password in ARVG_TRT_KEY_PASSWORD")
     monkeypatch.delenv("ARVG_TRT_KEY_PASSWORD")
     outcome = arvg("sign", tmp_path / "b.tar", "--key", tmp_path / "a.key")
     assert_refused(outcome, 12, "a.key: is closed by a password")
@@ -287,6 +289,24 @@ def test_a_packed_bundle_is_smaller_and_unpacks_to_the_same_files(
         assert weights["kit"] == weights["rtx"] != set()
     # What groups share is in a bundle once: else the packed one would be the larger.
     assert packed.stat().st_size < shipped.file.stat().st_size
+
+
+def test_a_bundle_left_packed_names_the_folder_that_opens_and_expands(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    left = tmp_path / "left"
+    shipped.pack(tmp_path / "small.tar", "--packed")
+    assert arvg("unpack", tmp_path / "small.tar", "-o", left, "--packed").code == 0
+    first = left / "engines/int8/onnxruntime"
+    outcome = arvg("encode", left, shipped.photo, "-o", tmp_path / "a.npz")
+    assert_refused(outcome, 7, "has no graphs of its own", f"(name {first}, ")
+    outcome = arvg("unpack", left, "-o", tmp_path / "new")
+    said = f"{left}: is no packed folder itself, and no bundle"
+    assert_refused(outcome, 9, said, f"(name {first}, ")
+    assert arvg("encode", first, shipped.photo, "-o", tmp_path / "a.npz").code == 0
+    assert arvg("unpack", first, "-o", tmp_path / "new").code == 0
+    outcome = arvg("unpack", tmp_path / "new", "-o", tmp_path / "other")
+    assert_refused(outcome, 9, "new: is a folder, not a bundle")
 
 
 def test_a_packed_bundle_is_the_download_of_its_report(shipped: Shipped, packed: Path) -> None:
@@ -510,7 +530,12 @@ def test_a_kit_is_built_by_what_builds_on_devices(shipped: Shipped, tmp_path: Pa
     assert_refused(outcome, 6, "has no kit to build from")
     if not this_device().gpus:
         outcome = arvg("build", "--from", shipped.file, "--backend", "tensorrt_rtx")
-        assert_refused(outcome, 6, "no --target is given, and here is no GPU")
+        elsewhere = "--backend tensorrt_rtx --target NAME, as `arvg-trt targets` lists them"
+        said = ("no --target is given, and here is no GPU", f"and give {elsewhere}")
+        assert_refused(outcome, 6, *said, "name a new folder before --from")
+        outcome = arvg("build", tmp_path / "orin", "--from", shipped.file)
+        assert_refused(outcome, 6, f"(give {elsewhere}; a device with a GPU needs neither")
+        assert not (tmp_path / "orin").exists()
     assert arvg("build").code == 2
 
 
@@ -525,6 +550,65 @@ def test_an_unpacked_kit_runs_as_a_folder_of_graphs(shipped: Shipped, tmp_path: 
     assert tokens is not None and tokens.shape == wanted.shape
     back, reference = packed.decode(wanted), exported.decode(wanted)
     assert np.abs(back - reference).mean() < 0.1 * np.abs(reference).mean()
+
+
+def test_inspect_says_what_the_graphs_of_engines_and_kits_are(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    assert arvg("unpack", shipped.file, "-o", tmp_path / "u", "--group", "kit").code == 0
+    engines = shipped.workspace / "engines" / "int8"
+    rtx = engines / "rtx-sm86-sm120"
+    quantized = "state: quantized already, as engines are built from or are"
+    wrapper = "state: the model by which ONNX Runtime opens the engine beside it"
+    for path, said in (
+        (tmp_path / "u" / "kit" / "encoder.onnx", quantized),
+        (rtx / "encoder.onnx", quantized),
+        (engines / "onnxruntime" / "encoder.onnx", quantized),
+        (rtx / "encoder_ctx.onnx", wrapper),
+    ):
+        lines = arvg("inspect", path).out.splitlines()
+        assert said in lines and not any("refused" in x or "verdicts" in x for x in lines), path
+    lines = arvg("inspect", shipped.workspace / "export" / "encoder.onnx").out.splitlines()
+    assert "verdicts:" in lines and not any(line.startswith("state") for line in lines)
+
+
+def test_verify_and_inspect_say_which_images_an_engine_takes(shipped: Shipped) -> None:
+    """A tokenizer's engine for GPUs takes one size alone, here that of the fixture's build."""
+    lines = arvg("verify", shipped.file).out.splitlines()
+    taken = [line for line in lines if line.endswith("; takes images of 64x64")]
+    assert [line.split(":")[0] for line in taken] == ["rtx-sm86-sm120"]
+    assert "image_sizes: rtx-sm86-sm120 64" in arvg("inspect", shipped.file).out.splitlines()
+
+
+def test_bundle_warns_of_engines_that_the_report_does_not_have(
+    shipped: Shipped, tmp_path: Path
+) -> None:
+    outcome = arvg("bundle", shipped.workspace, "--name", "int8", "-o", tmp_path / "b.tar")
+    assert outcome.code == 0
+    said = "rtx-sm86-sm120 not in the report that is shipped (`arvg-trt validate` again adds it)"
+    assert said in " ".join(outcome.err.split())
+    assert "both serve" not in outcome.err and "built after" not in outcome.err
+
+
+def test_groups_that_serve_one_target_and_new_engines_are_told() -> None:
+    def group(name: str, targets: tuple[str, ...], gpu: str = "") -> GroupSources:
+        kind = "tensorrt" if gpu else "tensorrt_rtx"
+        file = BundleFile(path=f"engines/int8/{name}/e.engine", sha256="0" * 64, bytes=1)
+        folder = f"engines/int8/{name}"
+        made = TargetGroup(
+            name=name, kind=kind, folder=folder, targets=targets, gpu=gpu, files=(file,)
+        )
+        return GroupSources(made, {})
+
+    rtx = [group("rtx-sm86", ("sm86",)), group("rtx-sm86-sm89", ("sm86", "sm89"))]
+    timed = [group("tensorrt-a", ("sm87",), "Orin"), group("tensorrt-b", ("sm87",), "Orin NX")]
+    (line,) = overlap_warnings([*rtx, *timed])
+    assert line.startswith("rtx-sm86 and rtx-sm86-sm89 both serve sm86: a device takes the first")
+    known = {"engines/int8/rtx-sm86/e.engine": "1" * 64}
+    text = report_warning(rtx, known)
+    assert text is not None and "rtx-sm86-sm89 not in the report that is shipped" in text
+    assert "; rtx-sm86 built after that report (" in text
+    assert report_warning(rtx[:1], {"engines/int8/rtx-sm86/e.engine": "0" * 64}) is None
 
 
 def test_the_script_of_a_kit_names_each_graph_and_its_shapes(
@@ -546,6 +630,15 @@ def test_validate_needs_the_reference_and_its_own_folder(shipped: Shipped, tmp_p
     (tmp_path / "b").mkdir()
     assert_refused(arvg("validate", tmp_path / "b.tar"), 9, "not what this bundle unpacks to")
     assert_refused(arvg("validate", shipped.file, "--name", "w4"), 9, "holds int8, not w4")
+
+
+@pytest.mark.parametrize("layout", ["oci", "triton"])
+def test_a_folder_that_is_not_there_is_no_workspace_to_bundle(layout: str, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name, what in (("dem", "no such folder"), ("pictures", "is no workspace")):
+        outcome = arvg("bundle", tmp_path / name, "--layout", layout, "-o", tmp_path / "b")
+        assert_refused(outcome, 9, f"{name}: {what} (name the folder that stages write to)")
+    assert not (tmp_path / "dem").exists() and not list((tmp_path / "pictures").iterdir())
 
 
 def test_a_workspace_without_engines_is_refused(exported: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from arvg_trt.workspace.files import digest_files, encode_json
-from arvg_trt.workspace.lead import lead_from
+from arvg_trt.workspace.lead import folders_of_graphs, lead_from
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
+from arvg_trt.workspace.verify import PACKED_FILE
 from arvg_trt.workspace.workspace import WORKSPACE_FILE
 
 from ..command_line import arvg, assert_refused
@@ -71,3 +72,16 @@ def test_own_graphs_a_workspace_without_export_and_any_folder(tmp_path: Path) ->
     assert "arvg-trt export MODEL" in lead_from(tmp_path / "new", "generator").do
     (tmp_path / "other").mkdir()
     assert "name a workspace" in lead_from(tmp_path / "other", "tokenizer").do
+
+
+def test_what_opens_on_every_machine_is_named_first(tmp_path: Path) -> None:
+    """A bundle that was unpacked, with weights left packed: those folders have no graph as such."""
+    made(tmp_path, "kit")
+    made(tmp_path, "engines", "int8", "rtx-sm86")
+    made(tmp_path, "engines", "int8", "tensorrt-sm87")
+    packed = made(tmp_path, "engines", "int8", "onnxruntime", graph=False)
+    (packed / PACKED_FILE).write_text("{}")
+    found = folders_of_graphs(tmp_path)
+    names = ["onnxruntime", "kit", "rtx-sm86", "tensorrt-sm87"]
+    assert [Path(each).name for each in found] == names
+    assert f"the first 3: {packed}, " in lead_from(tmp_path, "tokenizer").do

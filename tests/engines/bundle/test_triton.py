@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from arvg_trt.benchmarks.fuzz.bundles import plan
-from arvg_trt.engines.bundle.contents import engine_groups
+from arvg_trt.engines.bundle.contents import GroupSources, engine_groups
 from arvg_trt.engines.bundle.triton import (
     describe_repository,
     served_groups,
     write_repository,
 )
+from arvg_trt.engines.bundle.triton_readme import left_out_text
 from arvg_trt.errors import WorkspaceError
 from arvg_trt.recipe.build import BuildOptions
+from arvg_trt.runtime.bundle.layout import TargetGroup
 from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.samples.files import GraphChain
 from arvg_trt.workspace.files import sha256_file
@@ -285,7 +287,8 @@ def test_plans_of_tensorrt_for_rtx_are_left_out_or_refused(workspace: Path, tmp_
     rtx_group(workspace)
     outcome = triton(workspace, tmp_path / "repo")
     assert outcome.code == 0
-    assert "Triton serves no plans of TensorRT for RTX: rtx-sm89" in outcome.err
+    said = "not served: rtx-sm89 (Triton has no back end for TensorRT for RTX)"
+    assert said in " ".join(outcome.err.split())
     assert not any("rtx" in name for name in load_repository(tmp_path / "repo"))
     assert "Not served: rtx-sm89" in (tmp_path / "repo" / "README.md").read_text()
     outcome = triton(workspace, tmp_path / "other", "--group", "rtx-sm89")
@@ -293,6 +296,21 @@ def test_plans_of_tensorrt_for_rtx_are_left_out_or_refused(workspace: Path, tmp_
     shutil.rmtree(workspace / "engines" / "int8" / "onnxruntime")
     assert_refused(triton(workspace, tmp_path / "other"), 9, "has no engines that Triton serves")
     assert not (tmp_path / "other").exists()
+
+
+def test_groups_that_are_not_served_are_said_by_their_kind() -> None:
+    """OpenVINO's engine is no plan of TensorRT, and Triton has a back end for it."""
+    groups = [
+        TargetGroup(name=name, kind=kind, folder=f"engines/int8/{name}", files=())
+        for name, kind in (("openvino", "openvino"), ("rtx-sm86", "tensorrt_rtx"))
+    ]
+    text = left_out_text(groups)
+    assert text.startswith("not served: openvino (no models are written for Triton's OpenVINO ")
+    assert text.endswith("; rtx-sm86 (Triton has no back end for TensorRT for RTX)")
+    made = [GroupSources(groups[0], {})]
+    with pytest.raises(WorkspaceError, match="Triton's OpenVINO back end") as caught:
+        served_groups(made, ["openvino"], "ws")
+    assert "RTX" not in str(caught.value)
 
 
 def rtx_group(workspace: Path) -> None:

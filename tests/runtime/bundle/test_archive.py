@@ -95,9 +95,11 @@ def test_fill_between_members_must_be_zeros(data: bytes) -> None:
 
 
 def test_bytes_behind_the_end_are_refused(data: bytes) -> None:
-    assert "goes on behind its end" in refusal(data + b"x" * 512)
-    assert "goes on behind its end" in refusal(data + data)
-    assert "is cut off" in refusal(data + b"\0")
+    assert "has 512 bytes behind its end" in refusal(data + b"x" * 512)
+    assert f"has {len(data):,} bytes behind its end" in refusal(data + data)
+    assert "has 6 bytes behind its end" in refusal(data + b"hello\n")
+    assert "has 1 byte behind its end" in refusal(data + b"x")
+    assert "is cut off in its last block, or has 1 byte behind its end" in refusal(data + b"\0")
 
 
 def test_endless_zeros_behind_the_end_are_refused_unread(tmp_path: Path, data: bytes) -> None:
@@ -106,7 +108,7 @@ def test_endless_zeros_behind_the_end_are_refused_unread(tmp_path: Path, data: b
     with path.open("r+b") as stream:
         stream.truncate(2**40)
     start = time.monotonic()
-    with pytest.raises(IntegrityError, match="goes on behind its end"):
+    with pytest.raises(IntegrityError, match="bytes behind its end"):
         BlobStore(path)
     assert time.monotonic() - start < 1
     assert path.stat().st_size > MOST_END

@@ -18,13 +18,15 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from arvg_trt.benchmarks.fuzz.bundles import forged, members_of, small_contents
 from arvg_trt.engines.bundle.write import sign_bundle, write_bundle
 from arvg_trt.errors import IntegrityError
-from arvg_trt.runtime.bundle.reader import Bundle
-from arvg_trt.runtime.bundle.signature import (
+from arvg_trt.runtime.bundle.keys import (
     key_hint,
     private_pem,
     public_pem,
     read_private_key,
     read_public_key,
+)
+from arvg_trt.runtime.bundle.reader import Bundle
+from arvg_trt.runtime.bundle.signature import (
     read_signature,
     sign,
     verify_signature,
@@ -223,14 +225,27 @@ def test_key_on_another_curve_or_of_another_kind_is_refused(key: Any, tmp_path: 
 def test_file_that_is_no_key_is_refused(tmp_path: Path) -> None:
     key = key_of("ci")
     public, private = public_pem(key.public_key()), private_pem(key)
-    for data in (b"", b"x", b"\xff" * 99, public[:-30], public.replace(b"A", b"%"), private):
+    for data in (b"", b"x", b"\xff" * 99, public[:-30], public.replace(b"A", b"%")):
         (tmp_path / "x.pub").write_bytes(data)
         with pytest.raises(IntegrityError, match="is no public key in PEM form"):
             read_public_key(tmp_path / "x.pub")
-    for data in (b"", b"x", private[:-30], private.replace(b"A", b"%"), public):
+    for data in (b"", b"x", private[:-30], private.replace(b"A", b"%")):
         (tmp_path / "x.key").write_bytes(data)
         with pytest.raises(IntegrityError, match="is no private key that can be read"):
             read_private_key(tmp_path / "x.key")
+
+
+def test_other_half_of_a_pair_is_told_from_no_key(tmp_path: Path) -> None:
+    key = key_of("ci")
+    (tmp_path / "ci.key").write_bytes(private_pem(key))
+    (tmp_path / "ci.pub").write_bytes(public_pem(key.public_key()))
+    (tmp_path / "locked.key").write_bytes(private_pem(key, b"secret"))
+    with pytest.raises(IntegrityError, match=r"ci\.pub: is the public half .* \(name .*ci\.key\)"):
+        read_private_key(tmp_path / "ci.pub", b"secret")
+    for name in ("ci", "locked"):
+        wanted = rf"{name}\.key: is the private half .* \(name .*{name}\.pub\)"
+        with pytest.raises(IntegrityError, match=wanted):
+            read_public_key(tmp_path / f"{name}.key")
 
 
 def test_encrypted_key_needs_its_password(tmp_path: Path) -> None:
@@ -238,8 +253,9 @@ def test_encrypted_key_needs_its_password(tmp_path: Path) -> None:
     assert read_private_key(tmp_path / "x.key", b"secret").curve.name == "secp256r1"
     with pytest.raises(IntegrityError, match=r"is closed by a password \(set ARVG_TRT_KEY"):
         read_private_key(tmp_path / "x.key")
-    with pytest.raises(IntegrityError, match="is no private key that can be read"):
+    with pytest.raises(IntegrityError, match="is not opened by the password") as caught:
         read_private_key(tmp_path / "x.key", b"other")
+    assert "keygen" not in str(caught.value)
 
 
 def test_password_that_a_key_does_not_need_is_not_looked_at(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from arvg_trt.benchmarks.fuzz.bundles import small_contents
 from arvg_trt.engines.bundle.write import sign_bundle, write_bundle
 from arvg_trt.errors import IntegrityError
 from arvg_trt.runtime.bundle import trust
+from arvg_trt.runtime.bundle.keys import public_pem
 from arvg_trt.runtime.bundle.reader import Bundle
-from arvg_trt.runtime.bundle.signature import public_pem
 from arvg_trt.runtime.bundle.trust import (
     KEYS_VARIABLE,
     require_trust,
