@@ -67,6 +67,7 @@ def prepare_validation(
     from ..validate.opinion.run import require_polygraphy, second_opinions, warnings_of
     from ..validate.opinion.tables import opinions_line
     from ..validate.report.compose import compose_report, finite_metrics, judged, with_opinions
+    from ..validate.report.notes import engine_gap
     from ..validate.report.render import write_report
     from ..validate.report.schema import FP32, QDQ
     from ..validate.report.spread import inconclusive_metrics
@@ -145,6 +146,7 @@ def prepare_validation(
             download=download.line,
             busy=report.busy,
             opinions=opinions_line(report),
+            gap=engine_gap(report),
         )
 
     return PreparedStage(workspace.folder("validate", name), wanted, work)
