@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from arvg_trt.commands.support.figures import print_figures
-from arvg_trt.runtime.sessions.placement import CUDA, ON_CPU, Placement
+from arvg_trt.runtime.sessions.placement import BY_OPENVINO, CUDA, ON_CPU, Placement
 from arvg_trt.validate.facts import ValidationFacts
 from arvg_trt.validate.intervals.figure import Figure
 from arvg_trt.validate.report.compose import finite_metrics
@@ -47,9 +47,9 @@ def drop(low: float, value: float, high: float) -> Figure:
     return Figure(value=value, n=12, low=low, high=high, method="bca")
 
 
-def with_drops(report: Report, qdq: Figure, engine: Figure, ran: str = "int8/onnxruntime") -> Report:
+def with_drops(report: Report, qdq: Figure, engine: Figure, place: Placement = ON_CPU) -> Report:
     found = {**report.figures, "qdq.psnr_drop": qdq, "engine.psnr_drop": engine}
-    return msgspec.structs.replace(report, figures=found, ran={ran: ON_CPU.text})
+    return msgspec.structs.replace(report, figures=found, ran={"int8/cpu": place.text})
 
 
 def test_an_engine_far_below_its_qdq_graph_is_said_with_what_to_do(make_report: MakeReport) -> None:
@@ -59,7 +59,7 @@ def test_an_engine_far_below_its_qdq_graph_is_said_with_what_to_do(make_report: 
     assert text.startswith("the engine is 2.97 dB below its Q/DQ graph on the same images: it also")
     assert "calibrated ranges; calibrate on more samples, or on larger crops" in text
     assert f"T{text[1:]}." in report_notes(far)
-    other = with_drops(made, drop(0.01, 0.03, 0.05), drop(2.1, 3.0, 3.9), "int8/openvino")
+    other = with_drops(made, drop(0.01, 0.03, 0.05), drop(2.1, 3.0, 3.9), BY_OPENVINO)
     assert "what convolutions return" not in engine_gap(other)
     assert "try another --backend" in engine_gap(other)
 
