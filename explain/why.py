@@ -27,6 +27,8 @@ from ..workspace.workspace import RECIPE_FILE, WORKSPACE_FILE, Workspace
 State = Literal["up to date", "unchanged", "runs again", "never run"]
 StageName = Literal["export", "calibrate", "quantize", "build", "validate"]
 
+FEW = 3  # names of a list that a line shows
+
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
     """Hold an input, option, version or output by name, as it was and as it is; None: not there."""
@@ -225,4 +227,7 @@ def shown(kind: str, value: Any) -> str:
         return "none"
     if kind in ("input", "output"):
         return str(value)[:12]
+    if isinstance(value, (list, tuple)) and len(value) > FEW + 1:  # one more takes no more room
+        named = ", ".join(shown(kind, each) for each in value[:FEW])
+        return f"[{named} and {len(value) - FEW} more]"
     return str(value) if kind == "version" else msgspec.json.encode(value).decode()
