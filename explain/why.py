@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import ArvgError, RecipeError, WorkspaceError
+from ..errors import ArvgError, RecipeError, WorkspaceError, few
 from ..families.variants import find_model
 from ..pipeline.build import prepare_builds
 from ..pipeline.calibrate import prepare_calibration
@@ -26,8 +26,6 @@ from ..workspace.workspace import RECIPE_FILE, WORKSPACE_FILE, Workspace
 
 State = Literal["up to date", "unchanged", "runs again", "never run"]
 StageName = Literal["export", "calibrate", "quantize", "build", "validate"]
-
-FEW = 3  # names of a list that a line shows
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,7 +225,6 @@ def shown(kind: str, value: Any) -> str:
         return "none"
     if kind in ("input", "output"):
         return str(value)[:12]
-    if isinstance(value, (list, tuple)) and len(value) > FEW + 1:  # one more takes no more room
-        named = ", ".join(shown(kind, each) for each in value[:FEW])
-        return f"[{named} and {len(value) - FEW} more]"
+    if isinstance(value, list | tuple):
+        return f"[{few([shown(kind, each) for each in value])}]"
     return str(value) if kind == "version" else msgspec.json.encode(value).decode()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arvg_trt.explain.inspect import fact_text
 from arvg_trt.explain.why import Change, changes
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 from arvg_trt.workspace.workspace import RECIPE_FILE
@@ -146,7 +147,9 @@ def test_long_lists_are_bounded_in_a_line_and_whole_in_json() -> None:
     names = [f"photo {k}.png" for k in range(40)]
     change = Change(kind="option", name="images", old=names[:4], new=names)
     assert str(change) == (
-        'option images: ["photo 0.png","photo 1.png","photo 2.png","photo 3.png"] -> '
+        'option images: ["photo 0.png", "photo 1.png", "photo 2.png", "photo 3.png"] -> '
         '["photo 0.png", "photo 1.png", "photo 2.png" and 37 more]'
     )
     assert len(change.new) == 40
+    assert fact_text("options", names) == "photo 0.png, photo 1.png, photo 2.png and 37 more"
+    assert fact_text("stages", names).endswith("photo 39.png")
