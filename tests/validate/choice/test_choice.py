@@ -181,7 +181,7 @@ def timed(
 
 @pytest.fixture
 def timed_reports(tmp_path: Path, make_report: MakeReport) -> list[Path]:
-    """Of equal quality: twice as fast as FP32 in a slow moment, slower in a quick one, equal."""
+    """Three of one quality: twice as fast in a slow moment, slower in a quick one, and equal."""
     exact = make_report().report
     made = [
         timed(exact, "fast", 40.0, 20.0, busy=True),
