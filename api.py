@@ -53,10 +53,12 @@ class Workspace:
         static_batch: int | None = None,
         kv_type: Literal["float32", "float16"] = "float32",
         weights: Literal["ema", "model"] | None = None,
+        force: bool = False,
     ) -> StageResult:
         """Export a model that `arvg-trt models` lists, or with `model="onnx"` your own `graphs`.
 
         `title` is what the latter are called in reports and bundles; by default as their files.
+        `force` replaces the export of another model that later stages were made from.
         """
         from .export.shape import ExportShape
         from .pipeline.export import export_any
@@ -66,7 +68,8 @@ class Workspace:
         files = [Path(graph) for graph in graphs]
         with LockedWorkspace(self.path) as opened:
             return export_any(
-                opened, model, found, images, files, self.reporter, form, weights, title
+                *(opened, model, found, images, files, self.reporter, form, weights, title),
+                force=force,
             )
 
     def calibrate(self, options: CalibrateOptions | None = None, **changes: Any) -> StageResult:

@@ -133,6 +133,13 @@ def bounded(names: Sequence[str], noun: str, most: int = 3, separator: str = ", 
     return f"{len(names)} {noun}, the first {most}: {separator.join(names[:most])}"
 
 
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first `most` names and the number of the others; one more takes no more room."""
+    if len(names) <= most + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """Return the known names most like `name`, nearest first, as a message lists them."""
     return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=0.0))

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     help="Generators: the type of the KV caches.",
 )
 @click.option("--images", default="skimage", show_default=True, help="Images for the parity check.")
+@click.option("--force", is_flag=True, help="Replace another model that later stages are of.")
 @json_option
 def export(
     model: str,
@@ -94,6 +95,7 @@ def export(
     kv_type: KvType,
     graphs: Sequence[Path],
     title: str | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Export MODEL to ONNX in WORKSPACE, compared with PyTorch.
@@ -114,11 +116,12 @@ def export(
     from ..pipeline.export import export_any
 
     form = ExportShape(static_batch, kv_type)
-    perform(
-        workspace,
-        as_json,
-        lambda w, r: [export_any(w, model, checkpoint, images, graphs, r, form, weights, title)],
-    )
+
+    def work(opened: Workspace, reporter: ConsoleReporter) -> list[StageResult]:
+        given = (opened, model, checkpoint, images, graphs, reporter, form, weights, title)
+        return [export_any(*given, force=force)]
+
+    perform(workspace, as_json, work)
 
 
 @command()

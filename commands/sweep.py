@@ -17,7 +17,7 @@ from .support.groups import command
 from .support.options import PathArgument, json_option, memory_option
 
 if TYPE_CHECKING:
-    from ..validate.choice.recommend import Considered
+    from ..validate.choice.recommend import Considered, Recommendation
 
 quality_option = click.option(
     "--quality", help="The metric to choose by. [default: the main one of the kind of model]"
@@ -63,7 +63,7 @@ def sweep(
     from ..recipe.paths import require_paths
     from ..validate.choice.candidates import read_candidates
     from ..validate.choice.front import pareto_front
-    from ..validate.choice.page import PAGE, sweep_page
+    from ..validate.choice.page import PAGE, busy_lines, candidate_line, sweep_page
     from ..validate.report.page import to_html
     from ..validate.report.schema import REPORT_FILE
     from ..workspace.files import atomic_write
@@ -79,11 +79,16 @@ def sweep(
     found = read_candidates([folder / REPORT_FILE for folder in folders], quality)
     page = output or Path(recipes[0].workspace) / PAGE
     atomic_write(page, to_html(sweep_page(found, page.parent)).encode())
-    front = [each.name for each in pareto_front(found.found, found.rule)]
+    kept = pareto_front(found.found, found.rule)
+    front = [each.name for each in kept]
+    for line in busy_lines(found.found):
+        click.echo(f"warning: {line}", err=True)
     if as_json:
         rows = {"candidates": found.found, "reference": found.reference, "front": front}
         print_json({"quality": found.rule.metric, "size": found.sized, **rows, "page": str(page)})
         return
+    for each in found.found:
+        click.echo(candidate_line(found, each, beaten=each not in kept))
     click.echo(f"beaten by none: {', '.join(front)}")
     click.echo(page)
 
@@ -134,7 +139,7 @@ def recommend(
         error = kind(
             "; ".join(f"{each.name}: {each.reasons[0]}" for each in found.considered),
             where=", ".join(map(str, folders)),
-            do="sweep more recipes, or change the gate",
+            do=f"{_remedies(found)}, or change the gate",
         )
         error.measured = msgspec.structs.asdict(found)
         raise error
@@ -145,11 +150,24 @@ def recommend(
         click.echo(considered_line(each, chosen=each.file == found.file))
 
 
+def _remedies(found: Recommendation) -> str:
+    """Return what would decide the gates that are open, or bring others that pass."""
+    return (
+        "; ".join(
+            f"validate {each.name} again with {each.remedy}"
+            for each in found.considered
+            if each.open
+        )
+        or "sweep more recipes"
+    )
+
+
 def considered_line(each: Considered, *, chosen: bool) -> str:
-    """Return a candidate in a line: whether it is chosen, its size, time, and why it is not."""
+    """Return a candidate in a line: what gates read, its size, its speed, and if it is chosen."""
+    from ..validate.choice.page import speed_text
     from ..validate.formats import metric_text, size
 
-    time = "" if each.latency_ms is None else f", {metric_text('latency_ms', each.latency_ms)}"
+    read = [f"{metric} {metric_text(metric, value)}" for metric, value in each.gated.items()]
+    parts = [*read, size(each.bytes), *filter(None, [speed_text(each)])]
     reasons = "; ".join(each.reasons) or "passes, and is larger"
-    end = "chosen" if chosen else reasons
-    return f"{each.name}: {size(each.bytes)}{time}: {end}"
+    return f"{each.name}: {', '.join(parts)}: {'chosen' if chosen else reasons}"

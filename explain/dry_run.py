@@ -12,6 +12,7 @@ import msgspec
 
 from ..errors import WorkspaceError
 from ..families.variants import find_model
+from ..pipeline.export import refuse_other_model
 from ..pipeline.run import check_recipe, require_extras
 from ..recipe.build import BuildOptions
 from ..recipe.recipe import Recipe
@@ -73,6 +74,7 @@ def plan_run(recipe: Recipe) -> list[PlannedStage]:
     else:
         workspace = Workspace(root)
         workspace.check_version()
+        refuse_other_model(workspace, recipe.model, [Path(graph) for graph in recipe.graphs])
         planned = plan_stages(recipe, workspace)
     require_disk(planned, root)
     return planned

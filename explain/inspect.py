@@ -9,7 +9,7 @@ import msgspec
 
 from ..engines.analysis import analyze_files
 from ..engines.verdicts import TARGETS
-from ..errors import WorkspaceError
+from ..errors import WorkspaceError, few
 from ..graph.sites import Verdict
 from ..graph.summary import GraphSummary, summarize_graph
 from ..runtime.bundle.open import is_bundle
@@ -146,7 +146,8 @@ def fact_text(key: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {fact_text('', each)}" for name, each in value.items()) or "none"
     if isinstance(value, list | tuple):
-        return ", ".join(fact_text("", each) for each in value) or "none"
+        named = [fact_text("", each) for each in value]
+        return (few(named) if key == "options" else ", ".join(named)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "not set" if value is None or value == "" else str(value)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..errors import ArvgError, RecipeError
+from ..errors import ArvgError, RecipeError, few
 from ..families.variants import find_model
 from ..pipeline.build import prepare_builds
 from ..pipeline.calibrate import prepare_calibration
@@ -222,4 +222,6 @@ def shown(kind: str, value: Any) -> str:
         return "none"
     if kind in ("input", "output"):
         return str(value)[:12]
+    if isinstance(value, list | tuple):
+        return f"[{few([shown(kind, each) for each in value])}]"
     return str(value) if kind == "version" else msgspec.json.encode(value).decode()

@@ -11,6 +11,7 @@ from ..errors import ExportError, bounded
 from ..export.shape import DYNAMIC, ExportShape
 from ..extras import require_packages
 from ..families.base import Exporter, FileSets, Variant
+from ..families.custom.export import graph_names
 from ..families.shared.job import PARITY_IMAGES, PARITY_SIZE, ExportJob
 from ..families.variants import find_model, shipped_checkpoint
 from ..graph.sites import SITES_VERSION
@@ -18,6 +19,7 @@ from ..runtime.families import built_in_families, find_family
 from ..samples.images import SKIMAGE_PREFIX, open_source
 from ..workspace.files import sha256_file
 from ..workspace.manifest import Manifest
+from ..workspace.replaced import require_same_model
 from ..workspace.stage import PreparedStage, Reporter, StageResult, in_stage, package_versions
 from ..workspace.workspace import Workspace
 
@@ -39,12 +41,17 @@ def export_any(
     form: ExportShape = DYNAMIC,
     weights: Weights | None = None,
     title: str | None = None,
+    *,
+    force: bool = False,
 ) -> StageResult:
     """Export a known model from its checkpoint, or a user's own graphs, called `title`.
 
     Raises:
         ExportError: graphs beside a known model, or a checkpoint beside graphs.
+        WorkspaceError: the workspace has later stages of another model; not with `force`.
     """
+    if not force:
+        refuse_other_model(workspace, name, graphs)
     return prepare_any(
         workspace, name, checkpoint, images, graphs, reporter, form, weights, title=title
     ).run()
@@ -98,6 +105,13 @@ def prepare_any(
     return prepare_export(
         workspace, name, checkpoint, images, reporter, form, weights, cached=cached
     )
+
+
+def refuse_other_model(workspace: Workspace, name: str, graphs: Sequence[Path]) -> None:
+    """Raise WorkspaceError where later stages are of another model than is to be exported."""
+    entry = find_model(name)
+    own = find_family(entry.family).source == "graphs"
+    require_same_model(workspace, entry.name, graph_names(graphs) if own else ())
 
 
 def require_no_title(name: str, title: str | None) -> None:

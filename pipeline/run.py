@@ -24,7 +24,7 @@ from ..workspace.times import record_times
 from ..workspace.workspace import RECIPE_FILE, Workspace
 from .build import build_stage
 from .calibrate import calibrate_stage
-from .export import PARITY_PICTURES, export_any, require_no_title
+from .export import PARITY_PICTURES, export_any, refuse_other_model, require_no_title
 from .quantize import quantize_stage
 from .validate import validate_stage
 
@@ -148,16 +148,13 @@ def run_stages(
         reporter.say(f"{stage:<10} {took:>10}  {result.folder}")
 
     with Workspace(Path(recipe.workspace)) as workspace:
+        graphs = [Path(graph) for graph in recipe.graphs]
+        refuse_other_model(workspace, recipe.model, graphs)
         atomic_write(workspace.root / RECIPE_FILE, encode_recipe(without_folders(recipe)).encode())
         finish(
             "export",
             export_any(
-                workspace,
-                recipe.model,
-                recipe.checkpoint,
-                PARITY_PICTURES,
-                [Path(graph) for graph in recipe.graphs],
-                reporter,
+                *(workspace, recipe.model, recipe.checkpoint, PARITY_PICTURES, graphs, reporter),
                 weights=recipe.weights,
                 title=recipe.title,
             ),

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..calibrate.facts import CalibrationFacts
-from ..errors import AccuracyError, InconclusiveError, RecipeError, bounded
+from ..errors import AccuracyError, InconclusiveError, RecipeError
 from ..extras import require_packages
 from ..quantize.facts import QuantizationFacts
 from ..recipe.file import load_recipe
 from ..recipe.recipe import Recipe
 from ..recipe.validate import ValidateOptions
-from ..samples.images import skipped_text
 from ..validate.facts import ValidationFacts
 from ..workspace.facts import Exported, facts
 from ..workspace.manifest import MANIFEST, Manifest
@@ -60,14 +59,14 @@ def prepare_validation(
         engine_manifests,
         executed_engine,
     )
-    from ..validate.measure.kinds import leaked, open_measurement
-    from ..validate.measure.ranges import unlike_calibration
+    from ..validate.measure.kinds import doubts, open_measurement
     from ..validate.measure.sizes import measure_shipped
     from ..validate.metric_names import parse_gates_of
     from ..validate.opinion.checkpoint import find_checkpoint
     from ..validate.opinion.run import require_polygraphy, second_opinions, warnings_of
     from ..validate.opinion.tables import opinions_line
     from ..validate.report.compose import compose_report, finite_metrics, judged, with_opinions
+    from ..validate.report.notes import engine_gap
     from ..validate.report.render import write_report
     from ..validate.report.schema import FP32, QDQ
     from ..validate.report.spread import inconclusive_metrics
@@ -79,17 +78,11 @@ def prepare_validation(
     measures_starts = bool(options.rounds and options.starts)
     gates = parse_gates_of(model.kind, options.gates, starts=measures_starts)
     measurement = open_measurement(model, options, calibrated_classes(workspace))
-    skipped = [file for source in measurement.sources for file in source.skipped]
-    if skipped:
-        reporter.warn(skipped_text(skipped))
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibration = workspace.manifest("calibrate", stage="calibrate")
     calibrated = facts(calibration, CalibrationFacts)
-    repeated = leaked(measurement.sources, calibrated.images)
-    if repeated:
-        named = bounded(repeated, measurement.noun)
-        reporter.warn(f"validated on calibration {measurement.noun}: {named}")
-    for text in unlike_calibration(measurement.sources, workspace.folder("calibrate") / "samples"):
+    saved = workspace.folder("calibrate") / "samples"
+    for text in doubts(measurement, calibrated.images, saved):
         reporter.warn(text)
     engines = {} if options.skip_engine else engine_manifests(workspace, name)
     executed = executed_engine(workspace, name, engines, options.device, reporter)
@@ -148,6 +141,7 @@ def prepare_validation(
             download=download.line,
             busy=report.busy,
             opinions=opinions_line(report),
+            gap=engine_gap(report),
         )
 
     return PreparedStage(workspace.folder("validate", name), wanted, work)

@@ -13,7 +13,8 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     ``inconclusive`` names those that may be chance: drops on too few or too different images,
     speedups whose rounds spread as far as they differ. ``download`` says what
     ``download_compression`` is of, "" where it was not measured; ``busy`` what others did on a busy
-    machine while rounds were timed; ``opinions`` is the line on second opinions.
+    machine while rounds were timed; ``opinions`` is the line on second opinions; ``gap`` says if
+    the engine is far below its Q/DQ graph.
     """
 
     metrics: dict[str, float]
@@ -21,6 +22,7 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     download: str = ""
     busy: str = ""
     opinions: str = ""
+    gap: str = ""
 
 
 # What stands in front of a figure, and behind it. Tokens of a generator, which alone has `top1`,

@@ -21,6 +21,8 @@ from .workspace import Workspace
 # Distributions that bring a library under another name; one of them is installed.
 PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 
+STAGE_END, WORKING = ": ", "working"  # behind a stage in front of its tasks; the first of them
+
 # Does the work of a stage in a folder; returns results for the manifest.
 Work = Callable[[Path], msgspec.Struct]
 
@@ -59,7 +61,7 @@ class StageReporter:
     stage: str
 
     def progress(self, task: str, done: int, total: int) -> None:
-        self.reporter.progress(f"{self.stage}: {task}", done, total)
+        self.reporter.progress(f"{self.stage}{STAGE_END}{task}", done, total)
 
     def say(self, line: str) -> None:
         self.reporter.say(line)
@@ -72,7 +74,7 @@ def in_stage(reporter: Reporter, stage: str) -> Reporter:
     """Return a reporter of a stage, also within another, and say that it works."""
     inner = reporter.reporter if isinstance(reporter, StageReporter) else reporter
     named = StageReporter(inner, stage)
-    named.progress("working", 0, 0)  # else the last task of the stage before seems to go on
+    named.progress(WORKING, 0, 0)  # else the last task of the stage before seems to go on
     return named
 
 

@@ -131,10 +131,13 @@ def require_made_from(folder: Path, manifest: Manifest, root: Path) -> None:
         now = made.as_inputs()
         odd = sorted(n for n in given.keys() | now.keys() if given.get(n) != now.get(n))
         if odd:
+            # By an export of another model no command makes the folder's own again.
+            held = f", if {made.options.get('model')} is to be its model now"
+            more = held if stage == "export" else REMOVE if manifest.stage == "build" else ""
             raise WorkspaceError(
                 f"was made from another {NOUNS[stage]}: {odd[0]} differs",
                 where=str(folder),
-                do=do + (REMOVE if manifest.stage == "build" else ""),
+                do=do + more,
             )
 
 

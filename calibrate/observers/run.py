@@ -69,6 +69,7 @@ def run_instrumented(
         session = open_instrumented(path, graph, added, threads)
         files, done = sample_files(samples, graph)[part], 0
         ends = float_outputs(path)
+        progress(f"{noun} through {graph}", done, len(files))  # a pass begins
         for names, arrays in sample_batches(files, batch_size, session.inputs):
             carried_values = carried.setdefault(names[0], {})
             feeds = feeds_of(graph, session.inputs, arrays, carried_values)

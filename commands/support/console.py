@@ -14,13 +14,17 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ...workspace.stage import STAGE_END, WORKING
+
 LINE_SECONDS = 30.0
 
 
 class ConsoleReporter:
     """Report progress on stderr: bars on a terminal, else a line every `line_seconds`.
 
-    `say` goes to stdout unless `quiet`, `warn` to stderr; both stand on lines of their own.
+    Times are of the stage. A task that begins again in a stage, at 0, is a further pass, which is
+    numbered. `say` goes to stdout unless `quiet`, `warn` to stderr; both stand on lines of their
+    own.
     """
 
     def __init__(
@@ -44,7 +48,8 @@ class ConsoleReporter:
             redirect_stdout=False,  # else what a pipe is to get goes to the terminal
         )
         self.task: Any = None
-        self.description = ""
+        self.description = self.stage = ""
+        self.passes: dict[str, int] = {}
         self.done = self.total = 0
         self.line_seconds = line_seconds
         self.started = time.monotonic()
@@ -71,11 +76,19 @@ class ConsoleReporter:
             self._lines.join()
 
     def progress(self, task: str, done: int, total: int) -> None:
+        stage, _, work = task.partition(STAGE_END)
+        if stage != self.stage or work == WORKING:
+            self.stage, self.started, self.passes = stage, time.monotonic(), {}
+        if task not in self.passes or (total and not done):
+            self.passes[task] = self.passes.get(task, 0) + 1
+        if self.passes[task] > 1:
+            task = f"{stage}{STAGE_END}pass {self.passes[task]}, {work}" if work else task
         self.done, self.total = done, total
         if task != self.description:
             if self.task is not None:
                 self.bars.remove_task(self.task)
             self.task = self.bars.add_task(task, total=total or None)
+            self.bars.tasks[-1].start_time = self.started
             self.description = task
         self.bars.update(self.task, completed=done, total=total or None)
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.explain.why import changes
+from arvg_trt.explain.inspect import fact_text
+from arvg_trt.explain.why import Change, changes
 from arvg_trt.workspace.manifest import MANIFEST, Manifest
 from arvg_trt.workspace.workspace import RECIPE_FILE
 
@@ -140,3 +141,15 @@ def test_there_are_changes_exactly_where_keys_differ(
     new = Manifest(stage="export", inputs=b, options=others, versions=a)
     assert bool(changes(old, new)) == (old.key() != new.key())
     assert not changes(old, old)
+
+
+def test_long_lists_are_bounded_in_a_line_and_whole_in_json() -> None:
+    names = [f"photo {k}.png" for k in range(40)]
+    change = Change(kind="option", name="images", old=names[:4], new=names)
+    assert str(change) == (
+        'option images: ["photo 0.png", "photo 1.png", "photo 2.png", "photo 3.png"] -> '
+        '["photo 0.png", "photo 1.png", "photo 2.png" and 37 more]'
+    )
+    assert len(change.new) == 40
+    assert fact_text("options", names) == "photo 0.png, photo 1.png, photo 2.png and 37 more"
+    assert fact_text("stages", names).endswith("photo 39.png")

@@ -1,4 +1,4 @@
-"""What to do about a gate that failed, by what it reads and by what the workspace has."""
+"""A gate that failed says what to do, by what it reads and by what the workspace has."""
 
 from __future__ import annotations
 

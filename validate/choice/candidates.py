@@ -12,8 +12,10 @@ import msgspec
 
 from ...errors import RecipeError, WorkspaceError, nearest
 from ..compare.rules import RULES, Rule
+from ..intervals.figure import COUNTED, plain
+from ..intervals.speeds import SPEEDS
 from ..report.files import load_report
-from ..report.gates import Verdict
+from ..report.gates import Gate, Verdict
 from ..report.schema import REPORT_FILE, Report, metrics
 from ..report.spread import figure
 
@@ -30,7 +32,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
     ``low`` and ``high`` are the ends of the quality's 95 % interval, None where it has none.
     ``bytes`` are what a device downloads, or of a report without that figure what runs;
-    ``latency_ms`` is the engine's median. ``targets`` are what engines were built for.
+    ``latency_ms`` is the engine's median, ``speedup`` its speed against FP32, timed in turn with
+    it, ``speed`` what that says, ``timed_on`` the processor and setting, ``busy`` what others did
+    meanwhile. ``targets`` are what engines were built for.
     """
 
     name: str
@@ -42,6 +46,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None = None
     bytes: int
     latency_ms: float | None = None
+    speedup: float | None = None
+    speed: Literal["faster", "slower", "inconclusive"] | None = None
+    timed_on: str = ""
+    busy: str = ""
     targets: tuple[str, ...] = ()
     verdict: Verdict | None = None
 
@@ -93,15 +101,34 @@ def _rule(reports: Sequence[Report], quality: str | None) -> Rule:
             f"there is no metric {quality!r} to choose by", do=f"use {nearest(quality, _RULES)}"
         )
     measured = [metrics(report) for report in reports]
+    shared = [name for name in _RULES if all(values[name] is not None for values in measured)]
     names = [quality] if quality is not None else list(QUALITY)
     for name in names:
-        if all(values[name] is not None for values in measured):
+        if name in shared:
             return _RULES[name]
     what = f"{quality} was" if quality else f"none of {', '.join(QUALITY)} was"
     raise RecipeError(
         f"{what} not measured in every report" if quality else f"{what} measured in every report",
-        do="validate them alike, or name another metric with --quality",
+        do=f"validate them alike, or give --quality one that all have: {_named(shared)}",
     )
+
+
+def _named(metrics: Sequence[str]) -> str:
+    """Return the metrics that a quality may be, as a message lists them: no sizes nor times."""
+    return ", ".join(name for name in metrics if name not in (*COUNTED, *SPEEDS)) or "there is none"
+
+
+def require_measured(candidates: Candidates, gates: Sequence[Gate]) -> None:
+    """Raise RecipeError for a gate whose metric no report has; names those that there are."""
+    measured = [metrics(load_report(Path(each.file))) for each in candidates.found]
+    for gate in gates:
+        unmeasured = all(values[gate.metric] is None for values in measured)
+        if unmeasured and plain(gate.metric) not in SPEEDS:
+            shared = [name for name in _RULES if any(v[name] is not None for v in measured)]
+            raise RecipeError(
+                f"gate {str(gate)!r}: no report has {gate.metric}",
+                do=f"use {_named(shared)}",
+            )
 
 
 def _download(report: Report) -> int | None:
@@ -117,6 +144,7 @@ def _candidate(file: Path, report: Report, rule: Rule, sized: Sized) -> Candidat
         count = sizes.running_bytes[sizes.runs]
     elif sized == "download":
         count = _download(report) or count
+    total = report.latency.get("total")
     targets = (target for row in report.engines for target in row.target.split())
     return Candidate(
         name=report.name,
@@ -128,9 +156,25 @@ def _candidate(file: Path, report: Report, rule: Rule, sized: Sized) -> Candidat
         high=interval.high if interval else None,
         bytes=count,
         latency_ms=values["latency_ms"],
+        speedup=values["speedup"],
+        speed=total.speed.verdict if total else None,
+        timed_on=_timed_on(report),
+        busy=report.busy if total else "",
         targets=tuple(dict.fromkeys(targets)),
         verdict=report.verdict,
     )
+
+
+def _timed_on(report: Report) -> str:
+    """Return the processor, the engine's device and the setting of what was timed, if it was."""
+    total = report.latency.get("total")
+    if total is None:
+        return ""
+    shape = "x".join(map(str, total.shape))
+    # Engines of several back ends on one device compare; the place names the back end behind it.
+    devices = ", ".join(dict.fromkeys(p.partition(",")[0] for p in report.ran.values()))
+    setting = f"threads {total.threads}, batch {total.batch}, {shape}"
+    return "; ".join(text for text in (report.cpu.model, devices, setting) if text)
 
 
 def _reference(report: Report, rule: Rule, sized: Sized) -> Candidate | None:
@@ -147,6 +191,7 @@ def _reference(report: Report, rule: Rule, sized: Sized) -> Candidate | None:
         quality=0.0 if rule.better == "lower" else math.inf,
         bytes=count,
         latency_ms=total.fp32.p50_ms if total else None,
+        speedup=1.0 if total else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..compare.rules import Rule
 from .candidates import Candidate
@@ -11,41 +12,65 @@ from .candidates import Candidate
 NOISE = 1.05  # between medians of equal engines on a machine that does other things beside
 
 
-def losses(candidate: Candidate, rule: Rule, *, timed: bool) -> tuple[float, ...]:
-    """Return what is to be small: the loss of quality, the bytes and, where `timed`, the time.
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Hold what is to be small: the loss of quality, the bytes, and the time as a share of FP32's.
 
-    What was not measured counts as infinite: it beats nothing.
+    ``time`` is None where times do not count. One that is not ``sure`` may as well be FP32's.
+    """
+
+    loss: float
+    bytes: int
+    time: float | None = None
+    sure: bool = False
+
+
+def costs(candidate: Candidate, rule: Rule, *, timed: bool) -> Costs:
+    """Return what is to be small of a candidate; a quality without a figure beats nothing.
+
+    Reports are timed minutes apart, each beside FP32: the ratio of both is what a machine that does
+    other things changes least. A speed that is inconclusive counts as FP32's.
     """
     quality = candidate.quality
     if quality is None or math.isnan(quality):
-        lost = math.inf
+        loss = math.inf
     else:
-        lost = quality if rule.better == "lower" else -quality
-    time = candidate.latency_ms if candidate.latency_ms is not None else math.inf
-    return (lost, float(candidate.bytes), time) if timed else (lost, float(candidate.bytes))
+        loss = quality if rule.better == "lower" else -quality
+    if not timed or not candidate.speedup:
+        return Costs(loss, candidate.bytes)
+    sure = candidate.speed in ("faster", "slower")
+    return Costs(loss, candidate.bytes, 1 / candidate.speedup if sure else 1.0, sure)
 
 
-def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+def dominates(a: Costs, b: Costs) -> bool:
     """Return whether `a` is at least as small everywhere and smaller somewhere.
 
-    Of times, the last of three, a few per cent are chance: they count as equal.
+    Of times a few per cent are chance: they count as equal. A time that is not sure beats none, nor
+    is it beaten for itself alone.
     """
-    pairs = list(zip(a, b, strict=True))
-    exact, timed = pairs[:2], pairs[2:]
-    no_larger = all(x <= y for x, y in exact) and all(x <= NOISE * y for x, y in timed)
-    smaller = any(x < y for x, y in exact) or any(NOISE * x < y for x, y in timed)
+    no_larger = a.loss <= b.loss and a.bytes <= b.bytes
+    smaller = a.loss < b.loss or a.bytes < b.bytes
+    if a.time is not None and b.time is not None:
+        no_larger = no_larger and a.time <= NOISE * b.time
+        smaller = smaller or (a.sure and b.sure and NOISE * a.time < b.time)
     return no_larger and smaller
+
+
+def times_count(candidates: Sequence[Candidate]) -> bool:
+    """Return whether all candidates were timed, on one processor and in one setting."""
+    timed = all(each.speedup for each in candidates)
+    return timed and len({each.timed_on for each in candidates}) == 1
 
 
 def pareto_front(candidates: Sequence[Candidate], rule: Rule) -> list[Candidate]:
     """Return the candidates that none dominates, in their order.
 
-    Times count only if all were measured: they are of this machine, bytes of any.
+    Times count only if all were measured alike: they are of this machine, bytes of any.
     """
-    timed = all(each.latency_ms is not None for each in candidates)
-    found = [losses(each, rule, timed=timed) for each in candidates]
+    timed = times_count(candidates)
+    found = [costs(each, rule, timed=timed) for each in candidates]
     return [
         each
         for each, own in zip(candidates, found, strict=True)
-        if own[0] < math.inf and not any(dominates(other, own) for other in found)
+        if own.loss < math.inf and not any(dominates(other, own) for other in found)
     ]

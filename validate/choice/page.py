@@ -12,7 +12,8 @@ from ..formats import metric_text, size
 from ..report.charts.chart import Chart, Series
 from ..report.page import Badge, Cell, KeyFigure, Link, Page, Table
 from .candidates import Candidate, Candidates
-from .front import pareto_front
+from .front import pareto_front, times_count
+from .recommend import Considered
 
 PAGE, REPORT_PAGE = "sweep.html", "report.html"
 SIZED = {
@@ -33,18 +34,58 @@ def sweep_page(candidates: Candidates, beside: Path) -> Page:
         title=f"{ordered[0].model}: {count} quantizations",
         subtitle=f"quality is {candidates.rule.title}; size is {_sized(candidates)}",
         verdict=Badge(f"{len(front)} of {count} are beaten by none of the others", "plain"),
+        warnings=busy_lines(candidates.found),
         key_figures=_key_figures(candidates, front),
         charts=_charts(candidates, ordered, kept),
         tables=(_table(candidates, ordered, kept, beside),),
         notes=(
             "One quantization beats another that is at least as good in quality, size and time, "
-            "and better in one of them. Times are of the machine that validated, and count only "
-            "where all were measured.",
-            "Differences of quality within the intervals, and small ones of time, may "
-            "be chance: times within 5 % count as equal here, and `arvg-trt compare` decides by "
-            "paired intervals.",
+            "and better in one of them. Of time that is the speed against FP32, which each report "
+            "timed in turn with its engine: reports are made minutes apart, and their milliseconds "
+            f"alone would compare the machine's moments. {_times(candidates)}",
+            "A speed that is inconclusive counts as FP32's and beats none. Differences of quality "
+            "within the intervals, and small ones of speed, may be chance: speeds within 5 % count "
+            "as equal here, and `arvg-trt compare` decides by paired intervals.",
         ),
     )
+
+
+def busy_lines(found: Sequence[Candidate]) -> tuple[str, ...]:
+    """Return which candidates were timed on a busy machine, and what others did there."""
+    return tuple(
+        f"{each.name}: timed on a busy machine, {each.busy}" for each in found if each.busy
+    )
+
+
+def candidate_line(candidates: Candidates, each: Candidate, *, beaten: bool) -> str:
+    """Return a candidate's figures in a line: its quality, size, and speed as far as it is sure."""
+    parts = [f"{candidates.rule.title} {quality_text(candidates.rule.metric, each)}"]
+    parts += [size(each.bytes), *filter(None, [speed_text(each)])]
+    return f"{each.name}: {', '.join(parts)}; beaten by {'another' if beaten else 'none'}"
+
+
+def quality_text(metric: str, each: Candidate) -> str:
+    """Return a candidate's quality, with its interval where it has one."""
+    value = metric_text(metric, each.quality)
+    if each.low is None or each.high is None:
+        return value
+    return f"{value} ({metric_text(metric, each.low)} to {metric_text(metric, each.high)})"
+
+
+def speed_text(each: Candidate | Considered) -> str:
+    """Return a candidate's time and its speed against FP32; "" where it was not timed."""
+    if each.latency_ms is None or each.speedup is None:
+        return ""
+    words = "inconclusive" if each.speed == "inconclusive" else f"{each.speed} than FP32"
+    busy = ", on a busy machine" if each.busy else ""
+    ratio = metric_text("speedup", each.speedup)
+    return f"{metric_text('latency_ms', each.latency_ms)} ({ratio}, {words}{busy})"
+
+
+def _times(candidates: Candidates) -> str:
+    if times_count(candidates.found):
+        return "Speeds count here, for all were timed on one machine in one setting."
+    return "Speeds do not count here: not all were timed, or not on one machine in one setting."
 
 
 def _sized(candidates: Candidates) -> str:
@@ -64,11 +105,19 @@ def _key_figures(candidates: Candidates, front: Sequence[Candidate]) -> tuple[Ke
         ),
         KeyFigure(label="Smallest", value=size(smallest.bytes), detail=smallest.name),
     ]
-    timed = [each for each in front if each.latency_ms is not None]
-    if timed:
-        fastest = min(timed, key=lambda each: each.latency_ms or math.inf)
-        value = metric_text("latency_ms", fastest.latency_ms)
-        figures.append(KeyFigure(label="Fastest", value=value, detail=fastest.name))
+    timed = [each for each in front if each.speed in ("faster", "slower")]
+    if timed and times_count(candidates.found):
+        fastest = max(timed, key=lambda each: each.speedup or 0.0)
+        value = metric_text("speedup", fastest.speedup)
+        busy = ", on a busy machine" if fastest.busy else ""
+        figures.append(
+            KeyFigure(
+                label="Fastest",
+                value=value,
+                detail=f"{fastest.name}, against FP32{busy}",
+                level="warn" if busy else "plain",
+            )
+        )
     return tuple(figures)
 
 
@@ -112,10 +161,11 @@ def _table(
         title="Quantizations",
         header=(
             *("Quantization", "Beaten by", candidates.rule.title, "95 %"),
-            *("Size", "Latency", "Engines", "Gates", "Version"),
+            *("Size", "Latency", "Speed", "Engines", "Gates", "Version"),
         ),
         rows=tuple(rows),
-        caption="Smallest first; latency is the engine's median for one call.",
+        caption="Smallest first; latency is the engine's median for one call, speed that of FP32, "
+        "timed in turn, over it.",
     )
 
 
@@ -134,10 +184,19 @@ def _row(
         interval,
         size(each.bytes),
         metric_text("latency_ms", each.latency_ms) if each.latency_ms is not None else "-",
+        _speed(each),
         ", ".join(each.targets) or "-",
         gates,
         each.version or "-",
     )
+
+
+def _speed(each: Candidate) -> Cell:
+    if each.speedup is None:
+        return "-"
+    doubts = ["inconclusive"] * (each.speed == "inconclusive") + ["busy"] * bool(each.busy)
+    text = ", ".join([metric_text("speedup", each.speedup), *doubts])
+    return Badge(text, "warn") if doubts else text
 
 
 def _link(each: Candidate, beside: Path) -> Cell:

@@ -10,7 +10,7 @@ from ..intervals.figure import COUNTED, SAME_SEED, WITHOUT_INTERVAL
 from ..intervals.figures import sampled
 from ..report.schema import Report, metrics
 from .judge import Cell, Change, judge
-from .like import cautions, differences, other_network, same_inputs, same_machine
+from .like import cautions, differences, other_network, same_inputs, same_machine, same_options
 from .rules import RULES, Rule
 
 
@@ -75,7 +75,7 @@ def compare(
     if different and not allow_different:
         raise BundleError(
             f"not comparable with {base_label}: {'; '.join(different)}",
-            do="validate the same model on the same images, or give --allow-different",
+            do=f"{same_options(base, [r for _, r in others])}, or give --allow-different",
         )
     base_values, values = metrics(base), [metrics(report) for _, report in others]
     rows = []

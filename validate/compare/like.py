@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..report.schema import Report
@@ -27,8 +29,9 @@ def differences(base: Report, report: Report) -> list[str]:
         messages.append(f"model {report.model}, not {base.model}")
     if report.data.validation != base.data.validation:
         ours, theirs = set(report.data.validation), set(base.data.validation)
+        noun = "validation samples" if report.outputs else "validation images"
         messages.append(
-            f"other validation images ({len(ours - theirs)} new, {len(theirs - ours)} missing)"
+            f"other {noun} ({len(ours - theirs)} new, {len(theirs - ours)} missing)"
             if ours != theirs
             else "validation images in another order"
         )
@@ -50,6 +53,16 @@ def differences(base: Report, report: Report) -> list[str]:
                 "the checkpoint are not the same"
             )
     return messages
+
+
+def same_options(base: Report, reports: Sequence[Report]) -> str:
+    """Return what makes reports comparable: one model, and which options of `validate`."""
+    if any(report.model != base.model for report in reports):
+        return "name reports of one model"
+    if base.generation:
+        return "validate with the same --samples, --seed and --labels, as `arvg-trt sweep` does"
+    option = "--feeds" if base.outputs else "--images and --size"
+    return f"validate with the same {option}, as `arvg-trt sweep` does"
 
 
 def close(a: float | None, b: float | None) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
+from ...errors import bounded
 from ...recipe.validate import ValidateOptions
 from ...samples.base import SampleSource
+from ...samples.images import skipped_text
 from ...samples.sources import check_options
 from ...workspace.facts import Exported, ModelKind
 from ..quality.open import check_networks
 from .custom_measurement import CustomMeasurement
 from .generator_measurement import GeneratorMeasurement
 from .measurement import Measurement
+from .ranges import unlike_calibration
 from .tokenizer_measurement import TokenizerMeasurement
 
 
@@ -41,6 +45,21 @@ def open_measurement(
     if model.kind == "custom":
         return CustomMeasurement.open(model, options)
     return TokenizerMeasurement.open(model, options)
+
+
+def doubts(measurement: Measurement, calibrated: Collection[str], saved: Path) -> Iterator[str]:
+    """Yield what a user should know of held-out samples: left out, seen before, scaled otherwise.
+
+    `calibrated` names the samples of the calibration, which are `saved` in a folder.
+    """
+    skipped = [file for source in measurement.sources for file in source.skipped]
+    if skipped:
+        yield skipped_text(skipped)
+    repeated = leaked(measurement.sources, calibrated)
+    if repeated:
+        named = bounded(repeated, measurement.noun)
+        yield f"validated on calibration {measurement.noun}: {named}"
+    yield from unlike_calibration(measurement.sources, saved)
 
 
 def leaked(sources: Collection[SampleSource], calibrated: Collection[str]) -> list[str]:

@@ -12,6 +12,7 @@ from ..formats import DB
 from .calibration import calibration_notes, ranges
 from .cells import joined
 from .schema import SYNTHETIC, Report
+from .spread import below_qdq
 
 OF_IMAGES = (
     "PSNR and SSIM are of 8-bit images, clamped; SSIM with a Gaussian window of sigma 1.5, "
@@ -79,6 +80,7 @@ def report_notes(report: Report) -> tuple[str, ...]:
         ),
         "A speed is shown only for an engine that was executed on this machine.",
         *_where(report),
+        *([f"{gap[0].upper()}{gap[1:]}."] if (gap := engine_gap(report)) else []),
         f"CPU: {report.cpu.model}; relevant flags: {flags}.",
         f"Versions: {versions or 'not recorded'}.",
         *_what(report),
@@ -88,6 +90,24 @@ def report_notes(report: Report) -> tuple[str, ...]:
     if any("shifted" in site.activation for site in report.sites):
         notes.append(SHIFTED)
     return (*notes, *attention_notes(report.sites, report.engines))
+
+
+def engine_gap(report: Report) -> str:
+    """Return by how much the engine is below its Q/DQ graph, why and what to do; "" if it is not.
+
+    Of all engines ONNX Runtime's alone, which rounds outputs, runs on the CPU by no other name.
+    """
+    gap = below_qdq(report)
+    if gap is None:
+        return ""
+    text = f"the engine is {DB(gap)} below its Q/DQ graph on the same {noun(report)}: "
+    if ON_CPU.text in report.ran.values():
+        more = ", or on larger crops" if report.accuracy else " like those of use"
+        return (
+            f"{text}it also rounds what convolutions return to the calibrated ranges; "
+            f"calibrate on more samples{more}"
+        )
+    return f"{text}try another --backend, and report it with the output of `arvg-trt doctor`"
 
 
 def attention_notes(sites: Sequence[SiteRow], engines: Sequence[EngineRow]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ...extras import require_packages
 from .charts.chart import NARROW, WIDE
 from .charts.drawing import Drawing, svg
-from .pictures.rows import MOST_BYTES, TIMES, ImageRow, data_uri, fitting
+from .pictures.rows import MOST_BYTES, TIMES, ImageRow, data_uri, first_times, fitting
 
 Level = Literal["good", "bad", "warn", "plain"]
 # A figure with its unit, or the range between two: such a cell stays on one line.
@@ -153,6 +153,7 @@ def _html(page: Page) -> str:
         page=page,
         chart_widths={"wide": WIDE, "narrow": NARROW},
         times=TIMES,
+        first_times=first_times(page.image_rows),
         program=markupsafe.Markup(program),
         digest=digest,
     )

@@ -6,12 +6,15 @@ from ..intervals.bootstrap import LEVEL
 from ..intervals.figure import COUNTED, Figure, plain
 from ..intervals.figures import sampled
 from ..intervals.speeds import IN_ROUNDS, SPEEDS
-from .schema import Report, metrics
+from .schema import ENGINE, QDQ, Report, metrics
 
 INCONCLUSIVE = "inconclusive"
 CHARTED = ("speedup", "latency_ms")  # of all speeds, with the figures
 # What a figure is without any difference.
 NO_DIFFERENCE = {"psnr_drop": 0.0, "ssim_drop": 0.0}
+
+# By how many dB an engine may be below its Q/DQ graph: rounding outputs to uint8 doubles its noise.
+NEAR_QDQ = {"psnr_drop": 0.25, "output_sqnr_db": 6.0}
 
 
 def figures(report: Report) -> dict[str, Figure]:
@@ -74,6 +77,31 @@ def busy_text(report: Report, metric: str) -> str:
     if plain(metric) not in IN_ROUNDS or not report.busy:
         return ""
     return f"timed on a busy machine: {report.busy}"
+
+
+def below_qdq(report: Report) -> float | None:
+    """Return by how many dB the engine is below its Q/DQ graph; None if near or perhaps by chance.
+
+    It is below by chance if the intervals of both meet, or one has none.
+    """
+    for name, near in NEAR_QDQ.items():
+        pair = [report.figures.get(f"{candidate}.{name}") for candidate in (QDQ, ENGINE)]
+        # What is lost grows with a drop, and falls with decibels.
+        lost = [ends for each in pair if (ends := _loss(each, name in NO_DIFFERENCE)) is not None]
+        if len(lost) == len(pair):
+            (_, before, most), (least, after, _) = lost
+            if after - before > near and least > most:
+                return after - before
+    return None
+
+
+def _loss(found: Figure | None, drop: bool) -> tuple[float, float, float] | None:
+    """Return the low end, value and high end of what is lost; None without an interval."""
+    if found is None or found.value is None or found.low is None or found.high is None:
+        return None
+    if drop:
+        return found.low, found.value, found.high
+    return -found.high, -found.value, -found.low
 
 
 def may_be(found: Figure, value: float) -> bool:

@@ -108,6 +108,32 @@ def test_a_line_names_the_stage_also_before_anything_is_counted(
     assert without_progress(err.getvalue()) == ""
 
 
+def test_time_is_that_of_the_stage_and_passes_are_numbered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reporter = ConsoleReporter()
+    reporter.started = 0.0  # the run began long before the stage
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    stage = in_stage(reporter, "quantize")
+    assert reporter.started == 100.0 and reporter.bars.tasks[-1].start_time == 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: 123.0)
+    seen = []
+    for done in (0, 8, 16) * 3:
+        stage.progress("samples through decoder", done, 16)
+        seen.append(reporter.description)
+    first = "quantize: samples through decoder"
+    second, third = (f"quantize: pass {k}, samples through decoder" for k in (2, 3))
+    assert seen == [first] * 3 + [second] * 3 + [third] * 3
+    assert reporter.started == 100.0 and reporter.bars.tasks[-1].start_time == 100.0
+    stage = in_stage(reporter, "build")
+    assert reporter.started == 123.0
+    monkeypatch.setattr(time, "monotonic", lambda: 150.0)
+    in_stage(reporter, "build")  # another engine of the same stage
+    assert reporter.started == 150.0
+    stage.progress("samples through decoder", 0, 16)
+    assert reporter.description == "build: samples through decoder"
+
+
 def test_a_terminal_shows_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setenv("TERM", "xterm")

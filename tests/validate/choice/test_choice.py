@@ -15,17 +15,20 @@ from arvg_trt.errors import RecipeError, WorkspaceError
 from arvg_trt.pipeline.sweep import aligned, require_alike
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.validate.choice.candidates import Candidate, read_candidates, report_files
-from arvg_trt.validate.choice.front import dominates, losses, pareto_front
-from arvg_trt.validate.choice.page import sweep_page
+from arvg_trt.validate.choice.front import Costs, costs, dominates, pareto_front, times_count
+from arvg_trt.validate.choice.page import candidate_line, sweep_page
 from arvg_trt.validate.choice.recommend import recommend
 from arvg_trt.validate.compare.rules import RULES
+from arvg_trt.validate.machine.watch import MachineLoad
+from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.report.gates import parse_gates
 from arvg_trt.validate.report.page import to_html, to_markdown
 from arvg_trt.validate.report.render import write_report
-from arvg_trt.validate.report.schema import METRIC_NAMES, Report
+from arvg_trt.validate.report.schema import METRIC_NAMES, Report, metrics
 
 from ...command_line import arvg, assert_refused
 from ..conftest import GreyCodec, MakeReport
+from ..intervals.test_figures import with_outputs
 
 DROP = next(rule for rule in RULES if rule.metric == "psnr_drop")
 PSNR = next(rule for rule in RULES if rule.metric == "psnr")
@@ -41,7 +44,8 @@ def candidates(draw: st.DrawFn) -> Candidate:
         version="1",
         quality=draw(numbers),
         bytes=draw(st.integers(1, 20)),
-        latency_ms=draw(st.one_of(st.none(), st.floats(1, 9))),
+        speedup=draw(st.one_of(st.none(), st.floats(0.2, 5))),
+        speed=draw(st.sampled_from(("faster", "slower", "inconclusive"))),
     )
 
 
@@ -51,10 +55,10 @@ def test_none_of_the_front_is_beaten_and_all_others_are(
     rule: object, found: list[Candidate]
 ) -> None:
     front = pareto_front(found, rule)  # type: ignore[arg-type]
-    timed = all(each.latency_ms is not None for each in found)
-    costs = {id(each): losses(each, rule, timed=timed) for each in found}  # type: ignore[arg-type]
+    timed = times_count(found)
+    taken = {id(each): costs(each, rule, timed=timed) for each in found}  # type: ignore[arg-type]
     for each in found:
-        beaten = any(dominates(costs[id(other)], costs[id(each)]) for other in found)
+        beaten = any(dominates(taken[id(other)], taken[id(each)]) for other in found)
         measured = each.quality is not None and not math.isnan(each.quality)
         assert (each in front) == (measured and not beaten)
     if any(each.quality is not None and not math.isnan(each.quality) for each in found):
@@ -62,10 +66,13 @@ def test_none_of_the_front_is_beaten_and_all_others_are(
 
 
 def test_times_of_equal_engines_do_not_decide() -> None:
-    assert dominates((1.0, 10.0, 5.1), (2.0, 10.0, 5.0))
-    assert not dominates((1.0, 10.0, 5.4), (2.0, 10.0, 5.0))
-    assert not dominates((1.0, 10.0, 5.0), (1.0, 10.0, 5.1))
-    assert dominates((1.0, 10.0, 5.0), (1.0, 10.0, 5.4))
+    def cost(loss: float, time: float) -> Costs:
+        return Costs(loss, 10, time, sure=True)
+
+    assert dominates(cost(1.0, 0.51), cost(2.0, 0.50))
+    assert not dominates(cost(1.0, 0.54), cost(2.0, 0.50))
+    assert not dominates(cost(1.0, 0.50), cost(1.0, 0.51))
+    assert dominates(cost(1.0, 0.50), cost(1.0, 0.54))
 
 
 def save(report: Report, folder: Path, make_report: MakeReport) -> Path:
@@ -158,6 +165,100 @@ def test_reports_of_two_models_and_empty_folders_are_refused(
         report_files([tmp_path / "empty"])
     with pytest.raises(WorkspaceError, match="nothing: no such file or folder"):
         report_files([tmp_path / "empty", tmp_path / "nothing"])
+
+
+def timed(
+    report: Report, name: str, fp32_ms: float, engine_ms: float, *, busy: bool = False
+) -> Report:
+    """The report of a quantization that was timed beside FP32 in some moment of a machine."""
+    fp32, engine = Latency.of([fp32_ms] * 10), Latency.of([engine_ms] * 10)
+    row = msgspec.structs.replace(
+        report.latency["total"], fp32=fp32, engine=engine, speed=ratio(fp32, engine)
+    )
+    load = MachineLoad(processors=4, others_during=1.3) if busy else None
+    return msgspec.structs.replace(report, name=name, latency={"total": row}, machine=load)
+
+
+@pytest.fixture
+def timed_reports(tmp_path: Path, make_report: MakeReport) -> list[Path]:
+    """Three of one quality: twice as fast in a slow moment, slower in a quick one, and equal."""
+    exact = make_report().report
+    made = [
+        timed(exact, "fast", 40.0, 20.0, busy=True),
+        timed(exact, "slow", 10.0, 12.5),
+        timed(exact, "equal", 10.0, 10.0),
+    ]
+    return [save(report, tmp_path / "out" / report.name, make_report) for report in made]
+
+
+def test_speeds_are_ranked_against_the_fp32_that_was_timed_in_turn(
+    timed_reports: list[Path],
+) -> None:
+    found = read_candidates(timed_reports)
+    assert [each.latency_ms for each in found.found] == [20.0, 12.5, 10.0]
+    assert [each.speed for each in found.found] == ["faster", "slower", "inconclusive"]
+    # The one whose speed is inconclusive beats none, and is not beaten for its speed alone.
+    assert [each.name for each in pareto_front(found.found, found.rule)] == ["fast", "equal"]
+    everything = parse_gates(["psnr_drop<=900"], METRIC_NAMES)
+    assert recommend(found, everything).chosen == "fast"
+    (key,) = (k for k in sweep_page(found, Path()).key_figures if k.label == "Fastest")
+    assert key.value == "2.00\u00d7" and "busy machine" in key.detail and key.level == "warn"
+
+
+def test_speeds_of_several_machines_do_not_count(timed_reports: list[Path]) -> None:
+    found = read_candidates(timed_reports).found
+    other = msgspec.structs.replace(found[0], timed_on="another processor")
+    assert times_count(found) and not times_count([other, *found[1:]])
+    assert pareto_front([other, *found[1:]], DROP) == [other, *found[1:]]
+
+
+def test_a_busy_machine_is_marked_on_the_page_and_in_the_terminal(
+    timed_reports: list[Path],
+) -> None:
+    found = read_candidates(timed_reports)
+    page = sweep_page(found, Path())
+    assert len(page.warnings) == 1 and page.warnings[0].startswith("fast: timed on a busy machine")
+    text = to_markdown(page)
+    assert "**2.00\u00d7, busy**" in text and "**1.00\u00d7, inconclusive**" in text
+    assert "Speeds count here" in text
+    line = candidate_line(found, found.found[0], beaten=False)
+    assert line.startswith("fast: PSNR drop from FP32 ") and " MB, 20.00 ms (2.00\u00d7" in line
+    assert line.endswith("faster than FP32, on a busy machine); beaten by none")
+    shown = arvg("recommend", timed_reports[0].parent.parent, "--gate", "psnr_drop<=900").out
+    first = shown.splitlines()[0]
+    assert first.startswith("fast: psnr_drop ") and "on a busy machine): chosen" in first
+    assert "(1.00\u00d7, inconclusive)" in shown
+
+
+@pytest.fixture
+def generator_report(tmp_path: Path, make_report: MakeReport) -> tuple[Report, Path]:
+    """The report of a generator, and the folder that it lies below."""
+    made = with_outputs(msgspec.structs.replace(make_report().report, accuracy={}))
+    made = msgspec.structs.replace(made, outputs={})
+    save(made, tmp_path / "out" / "w8a8", make_report)
+    return made, tmp_path / "out"
+
+
+def test_an_open_gate_names_the_option_that_decides_it(
+    generator_report: tuple[Report, Path],
+) -> None:
+    made, out = generator_report
+    value = metrics(made)["kl"]
+    assert value is not None
+    refused = arvg("recommend", out, "--gate", f"kl<={value * 1.1}@95%")
+    assert refused.code == 13
+    assert "validate w8a8 again with --samples " in refused.err
+
+
+@pytest.mark.parametrize(
+    "options", [("--gate", "psnr>=20"), ("--gate", "kl<=1", "--quality", "psnr")]
+)
+def test_a_metric_of_another_kind_names_those_that_exist(
+    generator_report: tuple[Report, Path], options: tuple[str, ...]
+) -> None:
+    refused = arvg("recommend", generator_report[1], *options)
+    assert_refused(refused, 3, "kl, top1")
+    assert "psnr" in refused.err and "latency_ms" not in refused.err
 
 
 def test_recipes_of_a_sweep_share_all_but_how_they_quantize() -> None:

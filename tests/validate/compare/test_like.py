@@ -63,6 +63,25 @@ def test_other_inputs_are_refused_by_name(
     assert any(why in text for text in found.warnings)
 
 
+def test_what_has_to_be_the_same_is_named_by_the_options_of_the_kind(
+    make_report: MakeReport, generated: Report
+) -> None:
+    def advice(base: Report, **changed: object) -> str | None:
+        other = msgspec.structs.replace(base, **changed)
+        with pytest.raises(BundleError) as caught:
+            compare([("a", base), ("b", other)])
+        return caught.value.do
+
+    base = make_report().report
+    names = msgspec.structs.replace(base.data, validation=("x.png", "y.png", "z.png"))
+    said = advice(generated, data=names)
+    assert said is not None and "--samples, --seed and --labels" in said and "sweep" in said
+    assert "--images and --size" in str(advice(base, data=names))
+    own = msgspec.structs.replace(generated, generation={})
+    assert "--feeds" in str(advice(own, data=names))
+    assert "name reports of one model, or" in str(advice(base, model="another"))
+
+
 def test_images_in_another_order_are_refused(make_report: MakeReport) -> None:
     base = make_report().report
     turned = msgspec.structs.replace(base.data, validation=base.data.validation[::-1])

@@ -1,4 +1,4 @@
-"""What a terminal and a page say of a diagnosis's samples and of the sites that it raised."""
+"""A terminal and a page say which samples a diagnosis took and which raised sites did best."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Image:
 
     @property
     def first_times(self) -> int:
-        """Return the factor that the page begins with: the largest that leaves shades apart.
+        """Return the largest factor that leaves shades of this difference apart.
 
         Images of other tokens differ so much that eight times it is white.
         """
@@ -60,6 +60,15 @@ class ImageRow:
     title: str
     images: tuple[Image, ...]
     detail: str = ""
+
+
+def first_times(rows: Iterable[ImageRow]) -> int:
+    """Return the factor that all differences of a page begin with: that of the worst picture.
+
+    With a factor of its own each, the worst would look as harmless as the best.
+    """
+    found = [i.first_times for row in rows for i in row.images if i.role == "difference"]
+    return min(found, default=min(TIMES))
 
 
 def png(pixels: Pixels) -> bytes:

@@ -115,7 +115,7 @@ def test_all_is_inside_the_drawing(width: int) -> None:
 
 
 def test_sites_of_one_prefix_are_told_apart_on_the_axis() -> None:
-    """As an exporter calls them that numbers its operators."""
+    """An exporter that numbers its operators calls them so."""
     names = tuple(f"p2o.{'MatMul' if k % 3 else 'Conv'}.{k}" for k in range(40))
     values = Series("Output", (20.0,) * len(names), "accent")
     chart = Chart(title="", caption="", unit="dB", names=names, series=(values,))

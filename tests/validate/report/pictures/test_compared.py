@@ -16,7 +16,14 @@ from arvg_trt.validate.measure.tokenizer_accuracy import ComparedImage
 from arvg_trt.validate.metrics.image import psnr
 from arvg_trt.validate.report.page import Badge, Page, to_html, to_markdown
 from arvg_trt.validate.report.pictures.compared import CAPTION, image_rows, most_error
-from arvg_trt.validate.report.pictures.rows import MOST_BYTES, MOST_SIDE, Image, ImageRow, png
+from arvg_trt.validate.report.pictures.rows import (
+    MOST_BYTES,
+    MOST_SIDE,
+    Image,
+    ImageRow,
+    first_times,
+    png,
+)
 
 GREY = np.full((24, 20, 3), 128, np.uint8)
 
@@ -107,6 +114,19 @@ def test_a_page_stays_below_its_limit_and_says_how_many_pictures_are_left_out() 
     assert f"{8 - shown} more lie in the folder samples" in text
     markdown = to_markdown(page(rows))
     assert all(f"### picture {k}" in markdown for k in range(8))
+
+
+def test_all_differences_of_a_page_begin_with_the_factor_of_the_worst() -> None:
+    grey = np.full((8, 8, 3), 100, np.uint8)
+    pictures = [
+        ComparedImage(f"picture {k}", grey, grey, {"engine": (grey + k).astype(np.uint8)})
+        for k in (2, 90, 40)
+    ]
+    rows = image_rows(pictures)
+    assert first_times(rows) == 1
+    checked = re.findall(r'value="(\d)" checked', to_html(page(rows)))
+    assert checked == ["1"] * 3
+    assert first_times(rows[2:]) == 8
 
 
 def test_no_picture_at_all_is_a_page_too(tmp_path: Path) -> None:
