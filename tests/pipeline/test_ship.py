@@ -635,9 +635,10 @@ def test_validate_needs_the_reference_and_its_own_folder(shipped: Shipped, tmp_p
 @pytest.mark.parametrize("layout", ["oci", "triton"])
 def test_a_folder_that_is_not_there_is_no_workspace_to_bundle(layout: str, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
-    for name, what in (("dem", "no such folder"), ("pictures", "is no workspace")):
+    missing = "is no workspace: there is no such folder"
+    for name, what in (("dem", missing), ("pictures", "is no workspace")):
         outcome = arvg("bundle", tmp_path / name, "--layout", layout, "-o", tmp_path / "b")
-        assert_refused(outcome, 9, f"{name}: {what} (name the folder that stages write to)")
+        assert_refused(outcome, 9, f"{name}: {what} (name the folder that stages write to")
     assert not (tmp_path / "dem").exists() and not list((tmp_path / "pictures").iterdir())
 
 
