@@ -26,6 +26,7 @@ INSTALLED_AS = {
     "tensorrt_rtx": "tensorrt-rtx",
     "mlflow": "mlflow-skinny",
 }
+CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 # Packages that come with those above.
 BROUGHT = {"ml_dtypes": "export", "matplotlib": "report"}
 
@@ -52,9 +53,10 @@ def not_installed(missing: dict[str, list[str]]) -> ArvgError:
     names = [INSTALLED_AS.get(name, name) for found in missing.values() for name in found]
     text = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
     verb = "are" if len(names) > 1 else "is"
-    return ArvgError(
-        f"{text} {verb} not installed", do=f"pip install 'arvg-trt[{','.join(missing)}]'"
-    )
+    do = f"pip install 'arvg-trt[{','.join(missing)}]'"
+    if "torch" in names:
+        do += f"; before it, for PyTorch without gigabytes of CUDA: {CPU_TORCH}"
+    return ArvgError(f"{text} {verb} not installed", do=do)
 
 
 def extra_of(package: str) -> str | None:

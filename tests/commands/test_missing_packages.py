@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from arvg_trt.extras import CPU_TORCH
+
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
@@ -19,7 +21,8 @@ def test_export_without_torch_names_the_extra_in_one_line(tmp_path: Path) -> Non
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines() == [
-        "error: torch is not installed (pip install 'arvg-trt[export]')"
+        "error: torch is not installed (pip install 'arvg-trt[export]'; before it, for PyTorch "
+        f"without gigabytes of CUDA: {CPU_TORCH})"
     ]
 
 

@@ -19,7 +19,7 @@ from arvg_trt import cli as command_line
 from arvg_trt.cli import cli, main
 from arvg_trt.commands.support.errors import explain, os_error_line
 from arvg_trt.errors import EXIT_CODES, ArvgError, OutOfMemory, bounded, nearest
-from arvg_trt.extras import EXTRAS, extra_of, missing_packages
+from arvg_trt.extras import CPU_TORCH, EXTRAS, extra_of, missing_packages
 
 from ...command_line import (
     MODEL,
@@ -319,7 +319,8 @@ def test_missing_packages_are_all_named_at_once(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == (
         "error: torch, onnx, onnx-ir, onnxscript, scikit-image, jinja2 and scipy are not installed "
-        "(pip install 'arvg-trt[export,report]')\n"
+        "(pip install 'arvg-trt[export,report]'; before it, for PyTorch without gigabytes of CUDA: "
+        f"{CPU_TORCH})\n"
     )
 
 
