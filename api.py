@@ -68,7 +68,15 @@ class Workspace:
         files = [Path(graph) for graph in graphs]
         with LockedWorkspace(self.path) as opened:
             return export_any(
-                *(opened, model, found, images, files, self.reporter, form, weights, title),
+                opened,
+                model,
+                found,
+                images,
+                files,
+                self.reporter,
+                form,
+                weights,
+                title,
                 force=force,
             )
 

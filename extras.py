@@ -26,9 +26,9 @@ INSTALLED_AS = {
     "tensorrt_rtx": "tensorrt-rtx",
     "mlflow": "mlflow-skinny",
 }
-CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 # Packages that come with those above.
 BROUGHT = {"ml_dtypes": "export", "matplotlib": "report"}
+CPU_TORCH = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 def missing_packages(extras: Sequence[str]) -> dict[str, list[str]]:

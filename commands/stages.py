@@ -116,12 +116,13 @@ def export(
     from ..pipeline.export import export_any
 
     form = ExportShape(static_batch, kv_type)
-
-    def work(opened: Workspace, reporter: ConsoleReporter) -> list[StageResult]:
-        given = (opened, model, checkpoint, images, graphs, reporter, form, weights, title)
-        return [export_any(*given, force=force)]
-
-    perform(workspace, as_json, work)
+    perform(
+        workspace,
+        as_json,
+        lambda w, r: [
+            export_any(w, model, checkpoint, images, graphs, r, form, weights, title, force=force)
+        ],
+    )
 
 
 @command()

@@ -18,11 +18,7 @@ from ..families.variants import shipped_folder
 from ..recipe.base import with_changes
 from ..recipe.build import BuildOptions
 from ..recipe.file import encode_recipe, load_recipe
-from ..runtime.bundle.keys import (
-    PASSWORD_VARIABLE,
-    key_hint,
-    read_private_key,
-)
+from ..runtime.bundle.keys import PASSWORD_VARIABLE, key_hint, read_private_key
 from ..runtime.bundle.layout import folded, path_problem
 from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.reader import Bundle

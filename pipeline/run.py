@@ -154,7 +154,12 @@ def run_stages(
         finish(
             "export",
             export_any(
-                *(workspace, recipe.model, recipe.checkpoint, PARITY_PICTURES, graphs, reporter),
+                workspace,
+                recipe.model,
+                recipe.checkpoint,
+                PARITY_PICTURES,
+                graphs,
+                reporter,
                 weights=recipe.weights,
                 title=recipe.title,
             ),

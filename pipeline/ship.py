@@ -13,11 +13,7 @@ from ..errors import BuildError, IntegrityError, WorkspaceError
 from ..extras import installed_builders, require_packages
 from ..runtime.bundle.cache import holds, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
-from ..runtime.bundle.keys import (
-    generate_key,
-    private_pem,
-    public_pem,
-)
+from ..runtime.bundle.keys import generate_key, private_pem, public_pem
 from ..runtime.bundle.layout import BundleFile
 from ..runtime.bundle.packed_groups import expanded_list, read_indexes
 from ..runtime.bundle.reader import Bundle

@@ -60,6 +60,7 @@ def prepare_validation(
         executed_engine,
     )
     from ..validate.measure.kinds import doubts, open_measurement
+    from ..validate.measure.ranges import unlike_calibration
     from ..validate.measure.sizes import measure_shipped
     from ..validate.metric_names import parse_gates_of
     from ..validate.opinion.checkpoint import find_checkpoint
@@ -81,9 +82,9 @@ def prepare_validation(
     _, manifest = require_outputs(workspace, "quantize", name, stage="quantize")
     calibration = workspace.manifest("calibrate", stage="calibrate")
     calibrated = facts(calibration, CalibrationFacts)
-    saved = workspace.folder("calibrate") / "samples"
-    for text in doubts(measurement, calibrated.images, saved):
+    for text in doubts(measurement, calibrated.images):
         reporter.warn(text)
+    saved = workspace.folder("calibrate") / "samples"
     engines = {} if options.skip_engine else engine_manifests(workspace, name)
     executed = executed_engine(workspace, name, engines, options.device, reporter)
     digests = measurement.digests
@@ -106,7 +107,7 @@ def prepare_validation(
         start = time.monotonic()
         folders = candidate_folders(workspace, name, engines, executed.key, reporter)
         measured = measurement.run(folders, reporter.progress, executed.device)
-        for text in measured.fallbacks:
+        for text in (*unlike_calibration(measurement.sources, saved), *measured.fallbacks):
             reporter.warn(text)
         download, starts = measure_shipped(
             model, folders, options, executed.device, measured.sample, reporter

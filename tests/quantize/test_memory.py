@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from ..families.custom.watched import WATCH
+
 # What is split into parts and what is kept are as small beside this weight as they are beside one
 # of 2 GB. A first run of each stage on a tiny graph leaves the imports out.
-STAGES = """
-import json, sys, threading, time
-from pathlib import Path
+STAGES = (
+    WATCH
+    + """
+import json
 import numpy as np, onnx
 from arvg_trt.api import Workspace
 from arvg_trt.calibrate.observers import run
@@ -26,16 +29,6 @@ parts.PART = packing.PACKED = predicted.CACHED = SMALL
 weight.ROUNDED = weight.CHUNK = weight_range.CHUNK = SMALL
 trial_parts.TRIAL_BYTES = choose_per_tensor.KEPT_BYTES = SMALL
 run.COPIED = ROWS * COLUMNS - 1
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
-
-seen = []
-def watch():
-    while True:
-        seen.append(anonymous())
-        time.sleep(0.002)
 
 def stages(folder, rows, columns):
     folder.mkdir()
@@ -70,6 +63,7 @@ for name, stage in stages(Path(sys.argv[1]) / "large", ROWS, COLUMNS).items():
     peaks[name] = (max(seen) - before) / (4 * ROWS * COLUMNS)
 print(json.dumps(peaks))
 """
+)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads Linux's figures")

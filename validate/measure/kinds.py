@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 from ...errors import bounded
 from ...recipe.validate import ValidateOptions
@@ -15,7 +14,6 @@ from ..quality.open import check_networks
 from .custom_measurement import CustomMeasurement
 from .generator_measurement import GeneratorMeasurement
 from .measurement import Measurement
-from .ranges import unlike_calibration
 from .tokenizer_measurement import TokenizerMeasurement
 
 
@@ -47,11 +45,8 @@ def open_measurement(
     return TokenizerMeasurement.open(model, options)
 
 
-def doubts(measurement: Measurement, calibrated: Collection[str], saved: Path) -> Iterator[str]:
-    """Yield what a user should know of held-out samples: left out, seen before, scaled otherwise.
-
-    `calibrated` names the samples of the calibration, which are `saved` in a folder.
-    """
+def doubts(measurement: Measurement, calibrated: Collection[str]) -> Iterator[str]:
+    """Yield which held-out samples are left out, and which calibration has seen."""
     skipped = [file for source in measurement.sources for file in source.skipped]
     if skipped:
         yield skipped_text(skipped)
@@ -59,7 +54,6 @@ def doubts(measurement: Measurement, calibrated: Collection[str], saved: Path) -
     if repeated:
         named = bounded(repeated, measurement.noun)
         yield f"validated on calibration {measurement.noun}: {named}"
-    yield from unlike_calibration(measurement.sources, saved)
 
 
 def leaked(sources: Collection[SampleSource], calibrated: Collection[str]) -> list[str]:

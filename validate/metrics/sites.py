@@ -23,8 +23,11 @@ class SiteAccumulator:
 
     def add(self, site: str, sample: str, reference: NDArray[Any], value: NDArray[Any]) -> None:
         """Add a site's output for a sample, of FP32 and of the candidate, of one shape."""
-        self._totals.setdefault(site, SignalAndNoise()).add(reference, value)
-        self._sums.setdefault(site, SampleSums()).add(sample, **energies(reference, value))
+        found = energies(reference, value)
+        total = self._totals.setdefault(site, SignalAndNoise())
+        total.signal += found["signal"]
+        total.noise += found["noise"]
+        self._sums.setdefault(site, SampleSums()).add(sample, **found)
 
     def decibels(self) -> dict[str, float | None]:
         """Return the SQNR in dB of each site over all samples; None for no error."""

@@ -14,29 +14,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from .watched import WATCH
+
 LAYERS, WIDTH = 8, 2048
 WEIGHTS = LAYERS * WIDTH * WIDTH * 4
 SIDE = 4096  # of the one weight that constants compute
 ONE = SIDE * SIDE * 4
 
-EXPORT = """
-import sys, threading, time
-from pathlib import Path
+EXPORT = (
+    WATCH
+    + """
 from arvg_trt.api import Workspace
 from arvg_trt.quantize import fold_check
 from arvg_trt.families.custom import canonical, export, parity, sites
 from arvg_trt.export import weight_file
 from arvg_trt.pipeline.export import judges
-
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
-
-seen = []
-def watch():
-    while True:
-        seen.append(anonymous())
-        time.sleep(0.005)
 
 judges()  # imports
 fold_check.MAPPED_BYTES = 2**24
@@ -45,6 +37,7 @@ threading.Thread(target=watch, daemon=True).start()
 Workspace(sys.argv[2]).export("onnx", graphs=[sys.argv[1]])
 print(max(seen) - before)
 """
+)
 
 
 def write(folder: Path) -> Path:
