@@ -94,10 +94,20 @@ def fetch_lines(row: PlannedStage) -> list[str]:
 def needs_text(row: PlannedStage) -> str:
     """Return what is known of seconds, memory and disk, with where it comes from."""
     known = [
-        *([] if row.seconds is None else [f"{row.seconds:.1f} s"]),
+        *([] if row.seconds is None else [duration(row.seconds, row.source == "estimate")]),
         *([] if row.memory is None else [f"{row.memory / 1e9:.1f} GB of memory"]),
         *([] if row.disk is None else [f"{row.disk / 1e6:,.0f} MB of disk"]),
     ]
     if not known:
         return "time, memory and disk are known after a first run here"
-    return ", ".join(known) + (f" ({row.source})" if row.source else "")
+    like = f" from a run of {row.like} on two cores" if row.like else ""
+    return ", ".join(known) + (f" ({row.source}{like})" if row.source else "")
+
+
+def duration(seconds: float, estimated: bool) -> str:
+    """Return seconds as people say them; those of an estimate without what it cannot know."""
+    if not estimated:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {max(1, round(seconds / 60))} min"

@@ -25,6 +25,7 @@ from ..workspace.times import Took, read_times
 from ..workspace.verify import read_manifest
 from ..workspace.workspace import OTHER_WORKSPACE, WORKSPACE_FILE, Workspace
 from .fetching import NOTHING, Fetched, must_fetch, published_files
+from .run_costs import expected
 from .why import StageName, changes, prepare
 
 STAGES: tuple[StageName, ...] = ("export", "calibrate", "quantize", "build", "validate")
@@ -35,8 +36,9 @@ REASONS = 3  # that a line has; `why` has all
 class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what a stage would do, and what it takes; None is unknown.
 
-    `source` says where seconds and disk come from: an earlier run in this workspace, or an estimate
-    from sizes, which the memory of a TensorRT build always is. `fetch` is what is fetched of a
+    `source` says where seconds, memory and disk come from: an earlier run in this workspace, or an
+    estimate from sizes, which the memory of a TensorRT build always is. `like` is the model whose
+    measured run an estimate is made of, if it is. `fetch` is what is fetched of a
     published checkpoint, in bytes where known; `fetch_checked` whether the Hub has it, None where
     nothing is fetched.
     """
@@ -50,6 +52,7 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     memory: int | None = None
     disk: int | None = None
     source: Literal["earlier run", "estimate"] | None = None
+    like: str | None = None
     fetch: tuple[str, ...] = ()
     fetch_bytes: int | None = None
     fetch_checked: bool | None = None
@@ -113,13 +116,16 @@ def rows_of(
     """Return a row for each folder of a stage; not `prepared` it runs, behind one that is stale."""
     makes = "" if stage == "build" else made_by(recipe, stage)  # each of its folders has its own
     if prepared is not None:
-        return [prepared_row(each, stage, root, makes, times) for each in prepared]
+        return [
+            with_expected(prepared_row(each, stage, root, makes, times), recipe)
+            for each in prepared
+        ]
     files, size, checked = fetch if stage == "export" else NOTHING
     weights = FLOAT_BYTES * find_model(recipe.model).parameters if stage == "export" else 0
     because = (f"{stale} runs",) if stale else ()
     return [
         msgspec.structs.replace(
-            with_weights(measured(stage, folder, times), weights),
+            with_weights(with_expected(measured(stage, folder, times), recipe), weights),
             makes=text,
             because=because,
             fetch=files,
@@ -128,6 +134,28 @@ def rows_of(
         )
         for folder, text in places(recipe, stage, makes)
     ]
+
+
+def with_expected(row: PlannedStage, recipe: Recipe) -> PlannedStage:
+    """Return the row with what runs that were measured let expect, where nothing better is known.
+
+    TensorRT's builder has an estimate of its own.
+    """
+    if row.source is not None or row.state != "runs":
+        return row
+    if row.stage == "build" and not row.folder.endswith(tuple(CPU_BACKENDS)):
+        return row
+    found = expected(recipe, row.stage)
+    if found is None:
+        return row
+    return msgspec.structs.replace(
+        row,
+        seconds=found.seconds,
+        memory=found.memory,
+        disk=found.disk,
+        source="estimate",
+        like=found.like,
+    )
 
 
 def with_weights(row: PlannedStage, weights: int) -> PlannedStage:
@@ -201,6 +229,7 @@ def measured(stage: StageName, folder: str, times: dict[str, Took]) -> PlannedSt
         state="runs",
         makes="",
         seconds=took.seconds if took else None,
+        memory=took.memory if took else None,
         disk=took.bytes if took else None,
         source="earlier run" if took else None,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +13,8 @@ from ..runtime.folders import opener, read_spec
 from ..runtime.generator import Generator, default_session
 from ..runtime.kv_cache import PRESENT
 from ..runtime.sessions.session import Array, DeviceValue, Session, SessionObserver
+from ..workspace.peak_memory import resident_peak, status_bytes
 from ..workspace.worker_process import run_isolated, serve_worker
-
-STATUS = Path("/proc/self/status")
-RESET = Path("/proc/self/clear_refs")  # writing 5 sets the peak to what is resident now
 
 
 class GenerationMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,34 +83,14 @@ def measure_memory(task: MemoryTask) -> GenerationMemory:
         return CacheMeter(plain(path, threads), most)
 
     generator = Generator.open(folder, session=opened, threads=task.threads, verify=False)
-    before = restart_peak()
-    generator.generate(task.labels, batch_size=len(task.labels))
-    peak = None if before is None else peak_memory() - before
+    with resident_peak() as followed:
+        before = status_bytes("VmRSS")
+        generator.generate(task.labels, batch_size=len(task.labels))
+    peak = None if before is None or followed.bytes is None else followed.bytes - before
     count = len(task.labels)
     return GenerationMemory(
         images=count, cache=most[0] // count, peak=None if peak is None else peak // count
     )
-
-
-def restart_peak() -> int | None:
-    """Return the resident bytes, from which the peak counts on; None where it cannot be reset."""
-    if sys.platform != "linux":
-        return None
-    try:
-        RESET.write_text("5")
-    except OSError:
-        return None  # a kernel or container without it
-    return status_bytes("VmRSS")
-
-
-def peak_memory() -> int:
-    """Return the most bytes that were resident since `restart_peak`."""
-    return status_bytes("VmHWM")
-
-
-def status_bytes(key: str) -> int:
-    lines = STATUS.read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 if __name__ == "__main__":

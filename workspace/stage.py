@@ -15,6 +15,7 @@ import msgspec
 from ..errors import ArvgError
 from .files import atomic_folder, decode_json, recover_folder
 from .manifest import MANIFEST, Manifest, is_up_to_date, write_manifest
+from .peak_memory import resident_peak
 from .verify import verify
 from .workspace import Workspace
 
@@ -79,12 +80,16 @@ def in_stage(reporter: Reporter, stage: str) -> Reporter:
 
 
 class StageResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold a stage's manifest, its folder, and whether the work was skipped as up to date."""
+    """Hold a stage's manifest, its folder, and whether the work was skipped as up to date.
+
+    `memory` is the most of this process that was resident, in bytes, where the system tells.
+    """
 
     folder: Path
     manifest: Manifest
     skipped: bool
     seconds: float
+    memory: int | None = None
 
 
 def package_versions(*names: str) -> dict[str, str]:
@@ -124,7 +129,7 @@ def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
         manifest = decode_json(folder / MANIFEST, Manifest, do="run the stage again")
         return StageResult(folder=folder, manifest=manifest, skipped=True, seconds=0.0)
     start = time.monotonic()
-    with atomic_folder(folder) as temporary:
+    with resident_peak() as peak, atomic_folder(folder) as temporary:
         try:
             results = work(temporary)
         except ArvgError as error:
@@ -132,7 +137,9 @@ def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
             raise
         manifest = write_manifest(temporary, wanted, msgspec.to_builtins(results))
     seconds = time.monotonic() - start
-    return StageResult(folder=folder, manifest=manifest, skipped=False, seconds=seconds)
+    return StageResult(
+        folder=folder, manifest=manifest, skipped=False, seconds=seconds, memory=peak.bytes
+    )
 
 
 def forget_folder(error: ArvgError, temporary: Path) -> None:

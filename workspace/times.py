@@ -17,10 +17,15 @@ TIMES_FILE = "times.json"
 
 
 class Took(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold the seconds that a stage took, and the bytes of its folder."""
+    """Hold the seconds that a stage took, the bytes of its folder, and its peak of memory.
+
+    `memory` is the most that was resident of this process, in bytes; None where the system did not
+    tell, and where an earlier version ran it.
+    """
 
     seconds: float
     bytes: int
+    memory: int | None = None
 
 
 def read_times(root: Path) -> dict[str, Took]:
@@ -35,7 +40,9 @@ def record_times(root: Path, results: Iterable[StageResult]) -> None:
     """Add what the stages that ran have taken."""
     found = {
         result.folder.relative_to(root).as_posix(): Took(
-            seconds=round(result.seconds, 3), bytes=folder_bytes(result.folder)
+            seconds=round(result.seconds, 3),
+            bytes=folder_bytes(result.folder),
+            memory=result.memory,
         )
         for result in results
         if not result.skipped

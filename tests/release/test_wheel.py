@@ -91,7 +91,11 @@ def test_the_wheel_is_below_12_mb_and_holds_every_module_and_file_of_its_package
         for path in (ROOT / package).iterdir()
         if path.suffix in (".py", ".typed")
     }
-    data = [*ROOT.glob("recipe/presets/*.toml"), ROOT / "engines/tensorrt/targets.toml"]
+    data = [
+        *ROOT.glob("recipe/presets/*.toml"),
+        ROOT / "engines/tensorrt/targets.toml",
+        ROOT / "explain/run_costs.json",
+    ]
     data += [*ROOT.glob("validate/report/templates/*"), *ROOT.glob("ci/templates/*")]
     data += (path for name in SHIPPED for path in (ROOT / "models" / name).iterdir())
     assert held == wanted | {str(path.relative_to(ROOT)) for path in data}

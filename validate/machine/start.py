@@ -25,13 +25,12 @@ from ...runtime.sessions.placement import gpu_of
 from ...runtime.tokenizer import ImageTokenizer
 from ...samples.files import Array, GraphChain, load_sample
 from ...workspace.facts import ModelKind
+from ...workspace.peak_memory import status_bytes
 from ...workspace.stage import Reporter
 from ...workspace.worker_process import WorkerCrash, run_isolated, serve_worker
 from .gpu import PeakMemory
 
 WORKER = "arvg_trt.validate.machine.start"
-STATUS = Path("/proc/self/status")
-KIB = 1024
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,14 +161,6 @@ def opened(request: StartRequest, arrays: Mapping[str, Array]) -> Callable[[], o
     placed = opener(folder, fast_session, device, allow_fallback=allowed)
     chain = GraphChain.open(folder, request.graphs, session=placed, threads=threads)
     return lambda: chain.run(arrays)
-
-
-def status_bytes(name: str) -> int | None:
-    """Return a line of what Linux says of this process, such as VmHWM, in bytes; else None."""
-    if not STATUS.is_file():
-        return None
-    lines = STATUS.read_text().splitlines()
-    return KIB * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
 
 if __name__ == "__main__":
