@@ -44,7 +44,7 @@ def run(folder: Path, model: str, preset: str) -> RunCost:
     workspace = folder / f"{model}-run"
     words = ["run", preset, "--model", model, "--checkpoint", str(checkpoint)]
     run_measured(["arvg_trt", *words, "--workspace", str(workspace)], folder)
-    recipe = adapt_recipe(load_recipe(preset), model)
+    recipe = adapt_recipe(preset, load_recipe(preset), model)
     return RunCost(
         model=model,
         preset=preset,

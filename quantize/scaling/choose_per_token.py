@@ -21,8 +21,8 @@ from ...calibrate.observers.smoothed import Scaling
 from ...calibrate.statistics import POSITION
 from ...recipe.quantize import MAX_MEMORY, QuantizeOptions
 from ..groups import InputGroup
+from .distances import ratio
 from .fit import Method, fit_scalings, levelled, method_of, round_inputs
-from .predicted import ratio
 from .token_rounding import TokenTrial, weight_errors
 
 METHODS = (

@@ -176,15 +176,6 @@ def rounding_error(
     return error
 
 
-def ratio(error: float, none: float) -> float:
-    """Divide an error by that without scaling; two of nothing are equal, NaN is the worst."""
-    if not error < float("inf"):
-        return float("inf")
-    if none > 0:
-        return error / none
-    return 1.0 if error == 0 else float("inf")
-
-
 def way_of(group: InputGroup, ways: Mapping[str, Way]) -> Way:
     """Return how a group is scaled, by `ways` where its plan says "search".
 

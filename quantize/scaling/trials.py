@@ -8,9 +8,8 @@ candidate is fitted to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -35,6 +34,7 @@ from ..qdq.nodes import SiteWeights, offset_output
 from ..rounding import Rounded, correct_bias, correct_biases
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
 from ..tensor_qparams import clip_candidates, fp8_qparams
+from .distances import EVERYTHING, Off, distance, off_of
 from .predicted import Way, way_of
 
 Array = NDArray[np.generic]
@@ -74,31 +74,13 @@ def run_whole(
         for output in names:
             found.setdefault(output, []).append(outputs[output])
 
-    run.of(fold.judged).inside(graph).observe(instrument, consume)
+    one_by_one(run, fold).inside(graph).observe(instrument, consume)
     return found
 
 
-def distance(found: Mapping[str, list[Array]], exact: Mapping[str, list[Array]]) -> float:
-    """Squared error over signal, summed over float outputs; of integers the share that differs."""
-    floats = [n for n, v in exact.items() if np.issubdtype(v[0].dtype, np.floating)]
-    total = 0.0
-    for name in floats or exact:
-        # Where FP32 is infinite, as behind a mask, there is nothing to be off.
-        pairs = [
-            (
-                one[np.isfinite(other)].astype(np.float64),
-                other[np.isfinite(other)].astype(np.float64),
-            )
-            for one, other in zip(found[name], exact[name], strict=True)
-        ]
-        if floats:
-            error = sum(float(np.sum(np.square(one - other))) for one, other in pairs)
-            signal = sum(float(np.sum(np.square(other))) for _, other in pairs)
-        else:
-            error = sum(float(np.sum(one != other)) for one, other in pairs)
-            signal = sum(float(other.size) for _, other in pairs)
-        total += error / max(signal, np.finfo(np.float64).tiny)
-    return total
+def one_by_one(run: CalibrationRun, fold: Fold) -> CalibrationRun:
+    """Return a run of the judged samples, each by itself: a typical one is asked for."""
+    return replace(run.of(fold.judged), batch_size=1)
 
 
 def trial_distance(
@@ -107,7 +89,7 @@ def trial_distance(
     fold: Fold,
     trial: Callable[[ir.Graph], None],
     exact: Mapping[str, list[Array]],
-) -> float:
+) -> Off:
     """Return the distance of a quantized graph's outputs from FP32's.
 
     It is infinite where the quantized graph makes NaN or infinity of what was finite in FP32.
@@ -115,7 +97,7 @@ def trial_distance(
     try:
         return distance(run_whole(run, graph, fold, trial), exact)
     except CalibrationError:
-        return math.inf
+        return EVERYTHING
 
 
 def judged_errors(
@@ -125,14 +107,16 @@ def judged_errors(
     ways: Mapping[str, Sequence[Way]],
     rounded: TrialWeights,
     options: QuantizeOptions,
-) -> dict[str, dict[Way, float]]:
-    """Return the squared error of each group's products by candidate, over the judged samples.
+) -> dict[str, dict[Way, Off]]:
+    """Return the squared error of each group's products by candidate, of the judged samples.
 
     `ways` are the candidates of each group, `rounded` has their weights that data rounds; others
     are rounded to nearest. Scales and centres are fitted to the other samples, and the QParams span
     all values of those.
     """
-    found: dict[str, dict[Way, float]] = {g.key: dict.fromkeys(ways[g.key], 0.0) for g in groups}
+    found: dict[str, dict[Way, list[float]]] = {
+        g.key: {way: [] for way in ways[g.key]} for g in groups
+    }
     tensors: dict[str, list[tuple[str, str, Way]]] = {}
 
     def instrument(graph_name: str, graph: ir.Graph) -> None:
@@ -149,12 +133,19 @@ def judged_errors(
                     named.append((f"{label}:noise", group.key, way))
 
     def consume(graph_name: str, outputs: Outputs) -> None:
+        sums: dict[tuple[str, Way], float] = {}
         for tensor, key, way in tensors.get(graph_name, ()):
-            found[key][way] += float(outputs[tensor].astype(np.float64).sum())
+            of_site = float(outputs[tensor].astype(np.float64).sum())
+            sums[key, way] = sums.get((key, way), 0.0) + of_site
+        for (key, way), error in sums.items():
+            found[key][way].append(error)
 
     names = sorted({group.graph for group in groups})
-    run.of(fold.judged).inside(*names).observe(instrument, consume)
-    return found
+    one_by_one(run, fold).inside(*names).observe(instrument, consume)
+    return {
+        key: {way: off_of(errors) for way, errors in by_way.items()}
+        for key, by_way in found.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ TOOK = Took(seconds=120.0, bytes=2_000_000, memory=3_000_000_000)
 
 
 def recipe_of(model: str, samples: int | None = None) -> Recipe:
-    recipe = adapt_recipe(load_recipe("var-w8a8"), model)
+    recipe = adapt_recipe("var-w8a8", load_recipe("var-w8a8"), model)
     return with_changes(recipe, calibrate=with_changes(recipe.calibrate, samples=samples))
 
 
