@@ -1,9 +1,9 @@
 """Choose the scaling of each input on samples that it was not fitted to.
 
 Every candidate is fitted to one half of the samples and judged on the other, then the other way
-round; few samples are halved in two manners. What it gains is the less of two: what a typical
-sample gains on the half where that is least, and what all samples gain in the mean over the halves.
-Not to scale is always a candidate, and wins unless another gains by both.
+round; few samples are halved in two manners. Not to scale is always a candidate, and wins unless
+another gains by two measures: on a typical sample of each half, and on all samples in the mean over
+the halves (`distances.Loss`).
 
 First each input is judged alone, then whole graphs: some choices for all inputs, among them none
 for all. Sites that gain alone can lose together: of PP-OCRv4's recognizer 0.7 dB against none,
@@ -211,8 +211,9 @@ def best_choice(
                     options=options,
                 )
                 found[k].append(trial_distance(run, name, fold, trial, exact))
-    losses = [10 ** (-WHOLE_GAIN_DB / 10), *(loss(each, found[0]) for each in found[1:])]
-    return choices[int(np.argmin(losses))]
+    losses = [loss(each, found[0]) for each in found]
+    able = [k for k, each in enumerate(losses) if each.gains(WHOLE_GAIN_DB)]
+    return choices[min(able, key=lambda k: losses[k].usual, default=0)]
 
 
 def batches_of(choices: Sequence[int], elements: int) -> list[Sequence[int]]:
@@ -246,18 +247,16 @@ def best_way(errors: Sequence[Mapping[Way, Off]], *, gain_db: float, center_db: 
     None wins what is within `gain_db`; a centre must gain `center_db` on the best without one.
     """
     ways = [way for way in errors[0] if all(way in half for half in errors)]
-    base = [half[NONE if NONE in half else ways[0]] for half in errors]
-    worst = {way: loss([half[way] for half in errors], base) for way in ways}
-    if NONE not in worst:
-        return min(worst, key=lambda way: worst[way])
-    worst[NONE] = 10 ** (-gain_db / 10)
-    plain = min((w for w in worst if not w.centered), key=lambda way: worst[way])
-    moved = min((w for w in worst if w.centered), key=lambda way: worst[way], default=NONE)
-    needed = 10 ** (center_db / 10)
-    reached = 1.0 if plain == NONE else worst[plain]
-    if worst[moved] < worst[plain] and worst[moved] * needed < reached:
-        return moved
-    return plain
+    none = NONE if NONE in ways else ways[0]
+    base = [half[none] for half in errors]
+    losses = {way: loss([half[way] for half in errors], base) for way in ways}
+    if NONE not in losses:
+        return min(losses, key=lambda way: losses[way].usual)
+    usual = {way: found.usual for way, found in losses.items() if found.gains(gain_db)}
+    usual[NONE] = 1.0
+    plain = min((w for w in usual if not w.centered), key=lambda way: usual[way])
+    moved = min((w for w in usual if w.centered), key=lambda way: usual[way], default=plain)
+    return moved if usual[moved] * 10 ** (center_db / 10) < usual[plain] else plain
 
 
 def ways_for(group: InputGroup, options: QuantizeOptions) -> list[Way]:

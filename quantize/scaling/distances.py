@@ -39,19 +39,37 @@ def off_of(errors: Sequence[float] | NDArray[np.float64]) -> Off:
     return Off(mean, float(np.exp(logarithms.mean())))
 
 
-def loss(found: Sequence[Off], none: Sequence[Off]) -> float:
-    """Return the error of a candidate over that without scaling, from its errors on each half.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Hold a candidate's error over that without scaling: what it may lose, and what is usual.
 
-    It is that of a typical sample on the half where it gains least, and that of all samples in the
-    mean over the halves, whichever is worse. By the first alone a candidate may lose on rare large
-    values, 2 dB of all that heavy-tailed rows are off. By the second alone, on the worst half,
-    nothing is scaled where one of few samples lies outside the range of the others: of
-    cosmos-di8x8 at real width, calibrated on 8 images, this hid 5 dB.
+    `least` decides whether it is taken at all. It is the error of a typical sample on the half
+    where that gains least, or of all samples in the mean over the halves, whichever is worse. By
+    the first alone a candidate may lose on rare large values, 2 dB of all that heavy-tailed rows
+    are off. By the second alone, on the worst half, nothing is scaled where one of few samples lies
+    outside the range of the others: of cosmos-di8x8 at real width, calibrated on 8 images, this hid
+    5 dB. `usual` ranks those that may be taken: of a typical sample in the mean over the halves.
     """
+
+    least: float
+    usual: float
+
+    def gains(self, decibels: float) -> bool:
+        """Return whether the error is surely less by so many decibels; NaN is not."""
+        return self.least < 10 ** (-decibels / 10)
+
+
+def loss(found: Sequence[Off], none: Sequence[Off]) -> Loss:
+    """Compare a candidate's errors on each half with those without scaling."""
     pairs = list(zip(found, none, strict=True))
-    typical = max(ratio(one.typical, other.typical) for one, other in pairs)
-    means = [max(ratio(one.mean, other.mean), SILENT) for one, other in pairs]
-    return max(typical, math.exp(sum(map(math.log, means)) / len(means)))
+    typical = [ratio(one.typical, other.typical) for one, other in pairs]
+    means = [ratio(one.mean, other.mean) for one, other in pairs]
+    return Loss(max(*typical, geometric(means)), geometric(typical))
+
+
+def geometric(ratios: Sequence[float]) -> float:
+    """Return the geometric mean of ratios; nothing at all counts as `SILENT`."""
+    return math.exp(sum(math.log(max(each, SILENT)) for each in ratios) / len(ratios))
 
 
 def ratio(error: float, none: float) -> float:

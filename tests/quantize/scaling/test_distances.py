@@ -23,7 +23,8 @@ def test_a_gain_on_every_sample_is_the_gain_of_both_means(values: list[float], g
     one, other = off_of([gain * value for value in values]), off_of(values)
     assert one.typical == pytest.approx(gain * other.typical, rel=1e-9)
     assert one.mean == pytest.approx(gain * other.mean, rel=1e-9)
-    assert loss([one, one], [other, other]) == pytest.approx(max(gain, SILENT), rel=1e-9)
+    found = loss([one, one], [other, other])
+    assert (found.least, found.usual) == pytest.approx((gain, gain), rel=1e-9)
 
 
 @given(errors)
@@ -41,16 +42,19 @@ def test_silence_counts_little_and_what_is_no_number_counts() -> None:
     assert off_of([1.0, math.inf]) == Off(math.inf, math.inf)
     none = Off(1.0, 1.0)
     for bad in (Off(math.nan, 0.1), Off(0.1, math.nan), Off(math.inf, 0.1)):
-        assert loss([bad, none], [none, none]) == math.inf
+        assert loss([bad, none], [none, none]).least == math.inf
+        assert not loss([bad, none], [none, none]).gains(0.0)
 
 
 def test_a_candidate_that_loses_by_either_mean_loses() -> None:
     none = [Off(1.0, 1.0)] * 4
     wild = [Off(1.6, 0.5), Off(0.3, 0.3), Off(1.1, 0.6), Off(0.3, 0.3)]  # DI8x8 at real width
-    assert loss(wild, none) == pytest.approx((1.6 * 0.3 * 1.1 * 0.3) ** 0.25)
+    found = loss(wild, none)
+    assert found.gains(2.0) and found.usual == pytest.approx((0.5 * 0.3 * 0.6 * 0.3) ** 0.25)
+    assert found.least == pytest.approx((1.6 * 0.3 * 1.1 * 0.3) ** 0.25)
     rare = [Off(1.5, 0.8), Off(1.2, 0.8), Off(0.9, 0.7), Off(1.3, 0.8)]  # heavy-tailed rows
-    assert loss(rare, none) > 1
-    assert loss([Off(0.5, 1.1), *wild[1:]], none) == 1.1
+    assert not loss(rare, none).gains(0.0)
+    assert loss([Off(0.5, 1.1), *wild[1:]], none).least == 1.1
 
 
 def test_outputs_are_compared_over_their_signal() -> None:
