@@ -193,10 +193,13 @@ def best_choice(
     if len(choices) == 1 or elements > LARGEST_COPY:
         return choices[min(1, len(choices) - 1)]
     found: list[list[Off]] = [[] for _ in choices]
+    left = list(range(1, len(choices)))
     for fold in folds:
+        if not left:
+            break
         name = groups[0].graph
         exact = run_whole(run, name, fold, lambda _: None)
-        for batch in batches_of(range(len(choices)), elements):
+        for batch in batches_of((0, *left), elements):
             tried = {
                 g.key: list(dict.fromkeys(way_of(g, choices[k]) for k in batch)) for g in groups
             }
@@ -211,8 +214,9 @@ def best_choice(
                     options=options,
                 )
                 found[k].append(trial_distance(run, name, fold, trial, exact))
-    losses = [loss(each, found[0]) for each in found]
-    able = [k for k, each in enumerate(losses) if each.gains(WHOLE_GAIN_DB)]
+        left = [k for k in left if found[k][-1].typical < found[0][-1].typical]
+    losses = {k: loss(found[k], found[0]) for k in left}
+    able = [k for k, each in losses.items() if each.gains(WHOLE_GAIN_DB)]
     return choices[min(able, key=lambda k: losses[k].usual, default=0)]
 
 
