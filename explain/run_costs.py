@@ -79,4 +79,4 @@ def expected(recipe: Recipe, stage: str) -> Expected | None:
 
 def scaled_memory(memory: int, scale: float) -> int:
     """Return the memory for weights that are `scale` times as many."""
-    return LIBRARIES + round(max(0, memory - LIBRARIES) * scale)
+    return min(memory, LIBRARIES) + round(max(0, memory - LIBRARIES) * scale)

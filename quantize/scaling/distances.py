@@ -43,12 +43,12 @@ def off_of(errors: Sequence[float] | NDArray[np.float64]) -> Off:
 class Loss:
     """Hold a candidate's error over that without scaling: what it may lose, and what is usual.
 
-    `least` decides whether it is taken at all. It is the error of a typical sample on the half
-    where that gains least, or of all samples in the mean over the halves, whichever is worse. By
-    the first alone a candidate may lose on rare large values, 2 dB of all that heavy-tailed rows
-    are off. By the second alone, on the worst half, nothing is scaled where one of few samples lies
-    outside the range of the others: of cosmos-di8x8 at real width, calibrated on 8 images, this hid
-    5 dB. `usual` ranks those that may be taken: of a typical sample in the mean over the halves.
+    `usual` is that of a typical sample in the mean over the halves, and ranks the candidates that
+    may be taken. `least` decides which may: it is the worse of `usual` and of the error of all
+    samples in the mean over the halves, and infinite where a typical sample of one half loses. By
+    typical samples alone a candidate may lose on rare large values, 2 dB of all that heavy-tailed
+    rows are off. By all samples of the worst half nothing is scaled where one of few lies outside
+    the range of the others: of cosmos-di8x8 at real width, calibrated on 8 images, this hid 5 dB.
     """
 
     least: float
@@ -64,7 +64,8 @@ def loss(found: Sequence[Off], none: Sequence[Off]) -> Loss:
     pairs = list(zip(found, none, strict=True))
     typical = [ratio(one.typical, other.typical) for one, other in pairs]
     means = [ratio(one.mean, other.mean) for one, other in pairs]
-    return Loss(max(*typical, geometric(means)), geometric(typical))
+    usual = geometric(typical)
+    return Loss(max(usual, geometric(means)) if max(typical) < 1 else math.inf, usual)
 
 
 def geometric(ratios: Sequence[float]) -> float:
