@@ -80,6 +80,9 @@ def encode(
     FOLDER holds the graphs of an image tokenizer: an export, Q/DQ graphs or an engine. Of a BUNDLE
     what runs on the device is chosen, and unpacked once.
 
+    Images may have any size; those for an engine of TensorRT the one that it was built for, 256x256
+    without `--image-size`. Others are refused: crop them, or give --device cpu.
+
     \b
     Example: arvg-trt encode out/demo/engines/int8/onnxruntime photo.jpg -o photo.npz
     """

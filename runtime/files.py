@@ -170,6 +170,7 @@ def read_codes(tokenizer: ImageTokenizer, file: Path) -> Codes:
         where = f"{file}: {kind}_{k}"
         try:
             checked = tokenizer.check_tokens(code) if tokenizer.discrete else check_latent(code)
+            tokenizer.require_decodable(checked)
         except BundleError as error:
             raise BundleError(error.what, where=where, do=error.do) from error
         if len(checked) != 1:

@@ -1,4 +1,4 @@
-"""What lies in the current directory is not imported by the processes that are started there."""
+"""Processes import nothing from the current directory of the one that starts them."""
 
 from __future__ import annotations
 
