@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
-from ..errors import BuildError
+from ..errors import ArvgError, BuildError
 from .devices import driver_facts
 from .sessions.placement import TITLES
 
@@ -55,11 +55,12 @@ def load_builder(backend: Backend) -> BuilderModule:
     """Import the package of `backend`.
 
     Raises:
-        BuildError: the package or Polygraphy is missing, or its libraries do not load.
+        ArvgError: the package or Polygraphy is missing.
+        BuildError: its libraries do not load.
     """
     if find_spec("polygraphy") is None:
         do = install_command(backend)
-        raise BuildError("Polygraphy, which builds engines, is not installed", do=do)
+        raise ArvgError("Polygraphy, which builds engines, is not installed", do=do)
     return load_module(backend)
 
 
@@ -67,12 +68,13 @@ def load_module(backend: Backend) -> BuilderModule:
     """Import the package of `backend` itself; Polygraphy may be missing.
 
     Raises:
-        BuildError: it is missing, or its libraries do not load.
+        ArvgError: it is missing.
+        BuildError: its libraries do not load.
     """
     try:
         module = importlib.import_module(backend)
     except ModuleNotFoundError as error:
-        raise BuildError(
+        raise ArvgError(
             f"{TITLES[backend]} is not installed ({error})",
             do=install_command(backend),
         ) from error
@@ -85,7 +87,7 @@ def load_module(backend: Backend) -> BuilderModule:
 
 
 def version(backend: Backend) -> str:
-    """Return the installed version of `backend`; raise BuildError if there is none."""
+    """Return the installed version of `backend`; raise ArvgError if there is none."""
     return load_builder(backend).version
 
 

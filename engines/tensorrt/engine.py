@@ -13,7 +13,7 @@ from ...numerics.scheme import Plan, SitePlan
 from ...quantize.facts import OverflowTensor, QuantizationFacts
 from ...quantize.overflow import unquantized_overflow_tensors
 from ...recipe.build import BuildOptions
-from ...runtime.trt_compat import Backend, device_compute_capability, load_builder
+from ...runtime.trt_compat import Backend, device_compute_capability
 from ...workspace.facts import facts
 from ...workspace.files import encode_json
 from ...workspace.manifest import Manifest
@@ -56,7 +56,6 @@ def own_gpu(backend: Backend) -> list[str]:
     Raises:
         BuildError: this machine has none.
     """
-    load_builder(backend)
     found = device_compute_capability()
     if found is None:
         raise BuildError(

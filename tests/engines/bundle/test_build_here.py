@@ -384,6 +384,18 @@ def test_build_and_bundle_say_in_one_line_what_opens_nowhere(
         assert outcome.code == 0, outcome
         lines = [line for line in outcome.err.splitlines() if "no provider of ONNX" in line]
         assert len(lines) == 1 and " on sm75: " in lines[0]
+        in_half = [
+            line for line in outcome.err.splitlines() if "quantized sites run in FP16" in line
+        ]
+        assert len(in_half) == (command[0] == "build")
+
+
+def test_a_target_of_a_jetson_needs_its_kit_and_no_package(workspace: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    outcome = arvg("build", copy, "--backend", "tensorrt", "--target", "orin")
+    assert_refused(outcome, 6, "a Jetson builds its own engine", "arvg-trt build --from FILE")
+    assert "pip install" not in outcome.err
 
 
 def test_a_build_from_a_bundle_makes_a_workspace_and_leaves_others_alone(
