@@ -95,7 +95,9 @@ def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
     for step in found.chain:
         size = found.image_sizes.get(step.group)
         taken = "" if size is None else f"; takes images of {size}x{size}"
-        click.echo(f"{step_line(step, file)}{taken}")
+        builder = found.builders.get(step.group, "")
+        built = f"; built by {builder}" if builder and builder not in step.reason else ""
+        click.echo(f"{step_line(step, file)}{built}{taken}")
 
 
 def step_line(step: ChainStep, file: Path) -> str:

@@ -17,7 +17,7 @@ from ..runtime.bundle.keys import generate_key, private_pem, public_pem
 from ..runtime.bundle.layout import BundleFile
 from ..runtime.bundle.packed_groups import expanded_list, read_indexes
 from ..runtime.bundle.reader import Bundle
-from ..runtime.bundle.sizes import image_sizes
+from ..runtime.bundle.sizes import builders, image_sizes
 from ..runtime.bundle.trust import refuse_unsigned, require_trust
 from ..runtime.bundle.unpack import extract_new
 from ..runtime.devices import Device, Gpu, this_device
@@ -43,6 +43,7 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     chain: tuple[ChainStep, ...]
     chosen: str | None
     image_sizes: dict[str, int] = {}  # of engines of a tokenizer that take one size, by group
+    builders: dict[str, str] = {}  # with the version, by group
 
 
 def build_bundled(
@@ -150,6 +151,7 @@ def verify_file(path: Path, keys: Sequence[Path], reporter: Reporter) -> VerifyR
             chain=choice.steps,
             chosen=None if chosen is None else chosen.group,
             image_sizes=image_sizes(bundle),
+            builders=builders(bundle.facts),
         )
 
 

@@ -41,13 +41,22 @@ def target_groups(
     Raises:
         BuildError: an unknown target, one that lacks a format of the plan, or no GPU.
     """
-    targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
+    targets = named_targets(backend, options)
     ops = {site.name: site.op for site in site_map.sites}
     required: dict[str, Format] = {} if plan is None else required_formats(plan, ops)
     if options.half == "bfloat16":
         required["what is not quantized"] = "bf16"
     check_formats({s: f for s, f in required.items() if f not in APART}, targets)
     return group_targets(targets, [form for form in APART if form in required.values()])
+
+
+def named_targets(backend: Backend, options: BuildOptions) -> list[Target]:
+    """Return the targets that are named; without a name this machine's GPU.
+
+    Raises:
+        BuildError: an unknown target, or no GPU.
+    """
+    return [resolve_target(each, backend) for each in options.targets or own_gpu(backend)]
 
 
 def own_gpu(backend: Backend) -> list[str]:

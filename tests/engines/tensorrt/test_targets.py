@@ -210,7 +210,7 @@ def test_the_table_is_installed() -> None:
 def test_what_tensorrt_cannot_build_here_is_refused_with_the_way(
     here: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the package is installed does not matter: it would not help."""
+    """No package would help, whether it is installed or not."""
     monkeypatch.setattr(targets_module, "device_compute_capability", lambda: here)
     with pytest.raises(
         BuildError, match=r"not for orin \(sm87\) \(a Jetson builds its own.*kit|bundle"
