@@ -8,6 +8,8 @@ from pathlib import Path
 
 from arvg_trt.extras import CPU_TORCH
 
+from .test_ship_bad_input import with_reference
+
 WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None
@@ -41,3 +43,22 @@ def test_search_without_scipy_names_the_extra_in_one_line(tmp_path: Path) -> Non
     assert done.stderr.strip().splitlines() == [
         "error: scipy is not installed (pip install 'arvg-trt[search]')"
     ]
+
+
+WITHOUT_SCIKIT_IMAGE = """
+import sys
+sys.modules["skimage"] = None
+from arvg_trt.cli import cli
+cli(["validate", sys.argv[1]])
+"""
+
+
+def test_validation_of_a_bundle_names_the_extra_before_it_unpacks(tmp_path: Path) -> None:
+    path = with_reference(tmp_path)
+    command = [sys.executable, "-c", WITHOUT_SCIKIT_IMAGE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        "error: scikit-image is not installed (pip install 'arvg-trt[report]')"
+    ]
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
