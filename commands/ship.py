@@ -135,9 +135,12 @@ def cache(clear: bool, days: float, as_json: bool) -> None:
         return
     for folder in removed:
         click.echo(f"removed {folder}")
+    if clear and not removed and entries:
+        click.echo(f"nothing was removed: all was opened within {days:g} days, or is in use")
     for entry in entries:
-        click.echo(f"{entry.bytes / MB:8.1f} MB  {entry.days:5.1f} days  {entry.folder}")
-    if not removed and not entries:
+        text = f"{entry.bytes / MB:8.1f} MB  {entry.days:5.1f} days  {entry.folder}"
+        click.echo(f"{text}  ({entry.bundle})" if entry.bundle else text)
+    if not entries and not removed:
         click.echo("nothing")
 
 

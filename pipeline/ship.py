@@ -10,7 +10,7 @@ from typing import cast, get_args
 import msgspec
 
 from ..errors import BuildError, IntegrityError, WorkspaceError
-from ..extras import installed_builders, require_packages
+from ..extras import installed_builders
 from ..runtime.bundle.cache import holds, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
 from ..runtime.bundle.keys import generate_key, private_pem, public_pem
@@ -24,7 +24,7 @@ from ..runtime.devices import Device, Gpu, this_device
 from ..runtime.packed.expand import megabytes as expanding
 from ..runtime.packed.layout import is_packed
 from ..runtime.packed.open import expand_new, require_no_folder
-from ..runtime.trt_compat import Backend
+from ..runtime.trt_compat import Backend, require_kit
 from ..workspace.files import atomic_write, named
 from ..workspace.stage import Reporter, StageResult, in_stage
 from ..workspace.workspace import Workspace
@@ -65,7 +65,7 @@ def build_bundled(
         BuildError: there is no kit, no builder or no such target, or a graph does not compile.
         WorkspaceError: the workspace has a model of its own, or another process works in it.
     """
-    require_packages("kit")
+    require_kit(backend)
     from ..engines.bundle.build_here import build_cached, build_kit
 
     device = this_device()

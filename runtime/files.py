@@ -109,7 +109,7 @@ def require_new(paths: Sequence[Path]) -> None:
     """Raise WorkspaceError for the first file that is there already."""
     there = next((path for path in paths if os.path.lexists(path)), None)
     if there is not None:
-        do = "name another place, or replace it with --force"
+        do = "name another file or folder, or replace it with --force"
         raise WorkspaceError("is there already", where=str(there), do=do)
 
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Literal
 
 from ..errors import ArvgError, BuildError
+from ..extras import installed_builders, missing_packages, not_installed
 from .devices import driver_facts
 from .sessions.placement import TITLES
 
@@ -49,6 +50,26 @@ def install_command(backend: Backend, option: str = "", machine: str | None = No
         return f"use the TensorRT of JetPack itself, and pip install {option}'arvg-trt[kit]'"
     index = "--extra-index-url https://pypi.nvidia.com " if backend == "tensorrt" else ""
     return f"pip install {option}{index}'arvg-trt[{_EXTRA[backend]}]'"
+
+
+def require_kit(backend: str | None = None) -> None:
+    """Raise ArvgError for packages that building a bundle's kit takes and that are missing.
+
+    Where no builder is there either, one command brings both: by the `backend` that was asked for,
+    else by TensorRT for RTX, or what a Jetson takes.
+    """
+    missing = missing_packages(["kit"])
+    if not missing:
+        return
+    if installed_builders():
+        raise not_installed(missing)
+    jetson = platform.machine() == JETSON
+    kind: Backend = "tensorrt" if backend == "tensorrt" or jetson else "tensorrt_rtx"
+    raise ArvgError(
+        "building from a bundle takes a builder, and none is installed",
+        do=install_command(kind)
+        + ("" if backend or jetson else ", which is enough for an RTX GPU"),
+    )
 
 
 def load_builder(backend: Backend) -> BuilderModule:

@@ -433,6 +433,12 @@ def test_explain_prints_the_chain_of_choices(shipped: Shipped, tmp_path: Path) -
     outcome = arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz", "--explain")
     assert outcome.code == 0, outcome
     assert "-> CPU" in outcome.err and " x exact engine" in outcome.err
+    outcome = arvg(
+        *("encode", shipped.file, shipped.photo, "-o", tmp_path / "cpu.npz", "--explain"),
+        *("--device", "cpu"),
+    )
+    (line,) = [line for line in outcome.err.splitlines() if " x exact engine" in line]
+    assert line.endswith("--device cpu was given") and "driver" not in outcome.err
 
 
 def test_a_gpu_that_is_asked_for_is_never_the_cpu(shipped: Shipped, tmp_path: Path) -> None:
@@ -489,10 +495,18 @@ def test_the_cache_is_listed_and_cleared(shipped: Shipped, tmp_path: Path, own_c
     assert arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz").code == 0
     (entry,) = json.loads(arvg("cache", "--json").out)["entries"]
     assert Path(entry["folder"]).parent == own_cache / "bundles" and entry["bytes"] > 10**6
+    with Bundle(shipped.file) as bundle:
+        facts = bundle.facts
+    assert entry["bundle"] == f"{facts.model}, {facts.quantization}"
+    assert f"({entry['bundle']})" in arvg("cache").out
     assert json.loads(arvg("cache", "--clear", "--days", 1, "--json").out)["removed"] == []
+    lines = arvg("cache", "--clear", "--days", 1).out.splitlines()
+    assert lines[0] == "nothing was removed: all was opened within 1 days, or is in use"
+    assert len(lines) == 2 and entry["folder"] in lines[1]
     found = json.loads(arvg("cache", "--clear", "--json").out)
     assert found == {"removed": [entry["folder"]], "entries": []}
-    assert arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz").code == 0
+    again = ("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz")
+    assert arvg(*again, "--force").code == 0
 
 
 def test_a_program_requires_a_key(shipped: Shipped, tmp_path: Path) -> None:
