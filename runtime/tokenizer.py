@@ -271,3 +271,19 @@ def engine_size(folder: Path) -> int | None:
 def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
     """Return `count` rows: those given, then the first ones again."""
     return np.resize(rows, (count, *rows.shape[1:])) if len(rows) != count else rows
+
+
+def check_latent(latent: NDArray[Any]) -> Latent:
+    """Return a latent that was read from a file as float32 [1, C, h, w].
+
+    Raises:
+        BundleError: another shape or type, or values that are not finite.
+    """
+    if latent.ndim != 4 or latent.dtype.kind != "f" or not latent.size:
+        raise BundleError(
+            f"a latent of shape {list(latent.shape)} and type {latent.dtype}",
+            do="give floats [1, C, h, w]",
+        )
+    if not np.isfinite(latent).all():
+        raise BundleError("a latent with NaN or infinity", do="encode the images again")
+    return latent.astype(np.float32)

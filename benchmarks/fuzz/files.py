@@ -30,8 +30,8 @@ from ...numerics.scheme import Plan
 from ...quantize.plan import check_plan, make_plan
 from ...recipe.file import PRESETS, load_recipe
 from ...recipe.quantize import QuantizeOptions
-from ...runtime.codes import read_codes
 from ...runtime.families import SPEC_FILE
+from ...runtime.files import read_codes
 from ...runtime.folders import read_spec
 from ...runtime.generator import choose_sampling
 from ...runtime.labels import check_labels

@@ -332,7 +332,7 @@ def test_packed_bundles_and_folders_encode_as_the_engine_does(
     assert not list((tmp_path / "u" / place).glob("*.onnx*"))
     found = []
     for path in (shipped.workspace / place, packed, tmp_path / "u" / place):
-        outcome = arvg("encode", path, shipped.photo, "-o", tmp_path / "t.npz")
+        outcome = arvg("encode", path, shipped.photo, "-o", tmp_path / "t.npz", "--force")
         assert outcome.code == 0, outcome
         with np.load(tmp_path / "t.npz") as arrays:
             found.append(arrays["tokens_0"])
