@@ -80,7 +80,7 @@ cli(["build", "--from", sys.argv[1]])
 
 
 def test_a_build_from_a_bundle_names_the_builder_that_is_enough(tmp_path: Path) -> None:
-    """As `doctor` does: [rtx] brings what [kit] does, and a builder."""
+    """It is the advice of `doctor`: [rtx] brings what [kit] does, and a builder."""
     command = [sys.executable, "-c", BARE, str(with_reference(tmp_path))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
