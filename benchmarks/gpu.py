@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from ..errors import ArvgError, BuildError, BundleError
+from ..errors import ArvgError, BundleError
 from ..families.variants import find_model
 from ..numerics.noise import SignalAndNoise
 from ..pipeline.build import build_stage
@@ -127,7 +127,7 @@ def build_or_say(opened: Workspace, name: str, build: BuildOptions, reporter: Re
     """Build the engines of one format, or say why there are none."""
     try:
         build_stage(opened, name, build, reporter)
-    except BuildError as error:
+    except ArvgError as error:
         click.echo(f"{opened.root.name}: {name} is not built: {error}", err=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from ..errors import ArvgError, OutOfMemory, RecipeError
 from ..runtime.sessions.processors import available_processors
+from ..workspace.child_python import in_library, outside_current_directory
 
 TaskT = TypeVar("TaskT")
 ExecutorName = Literal["processes", "ray"]
@@ -64,10 +66,18 @@ def in_processes(
     tasks: Sequence[TaskT],
     done: Callable[[int], None],
 ) -> None:
+    here = os.getcwd()
     # Spawned: sessions and their threads do not survive a fork.
-    pool = ProcessPoolExecutor(execution.workers, mp_context=get_context("spawn"))
+    with outside_current_directory():
+        pool = ProcessPoolExecutor(
+            execution.workers,
+            mp_context=get_context("spawn"),
+            initializer=os.chdir,
+            initargs=(here,),
+        )
     try:
-        futures = [pool.submit(function, task) for task in tasks]
+        with outside_current_directory():
+            futures = [pool.submit(function, task) for task in tasks]
         for count, future in enumerate(as_completed(futures), start=1):
             future.result()
             done(count)
@@ -86,8 +96,15 @@ def on_ray(
     tasks: Sequence[TaskT],
     done: Callable[[int], None],
 ) -> None:
+    here = os.getcwd()
+
+    def run_there(task: TaskT) -> None:
+        if os.path.isdir(here):  # on the nodes that have it
+            os.chdir(here)
+        function(task)
+
     with ray_session() as ray:
-        remote: Any = ray.remote(num_cpus=execution.threads)(function)
+        remote: Any = ray.remote(num_cpus=execution.threads)(run_there)
         left = [remote.remote(task) for task in tasks]
         while left:
             ready, left = ray.wait(left)
@@ -106,7 +123,8 @@ def ray_session() -> Iterator[Any]:
 
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, include_dashboard=False)
+        with in_library():  # Ray puts the directory that is current now on its workers' path
+            ray.init(log_to_driver=False, include_dashboard=False)
     try:
         yield ray
     except ray.exceptions.RayTaskError as error:

@@ -60,6 +60,7 @@ class Opening:
 @click.argument("folder", metavar="FOLDER|BUNDLE", type=PathArgument())
 @click.argument("images", nargs=-1, required=True, type=PathArgument())
 @click.option("-o", "--output", type=PathArgument(), required=True, help="A .npz file.")
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @device_option
 @fallback_option
 @require_key_option
@@ -69,6 +70,7 @@ def encode(
     folder: Path,
     images: Sequence[Path],
     output: Path,
+    force: bool,
     device: str,
     allow_fallback: bool,
     keys: Sequence[Path],
@@ -79,6 +81,9 @@ def encode(
 
     FOLDER holds the graphs of an image tokenizer: an export, Q/DQ graphs or an engine. Of a BUNDLE
     what runs on the device is chosen, and unpacked once.
+
+    Images may have any size; those for an engine of TensorRT the one that it was built for, 256x256
+    without `--image-size`. Others are refused: crop them, or give --device cpu.
 
     \b
     Example: arvg-trt encode out/demo/engines/int8/onnxruntime photo.jpg -o photo.npz
@@ -95,6 +100,7 @@ def encode(
             device=device,
             allow_fallback=allow_fallback,
             access=opening.access,
+            replace=force,
         )
     if as_json:
         print_json({"images": images, "written": [output], "chosen": opening.chosen})
@@ -157,7 +163,7 @@ def decode(
 @workspace_argument
 @struct_options(GenerateOptions)
 @option("-o", "--output", group="Files", type=PathArgument(), help="Folder for PNGs and a grid.")
-@option("--force", group="Files", is_flag=True, help="Replace pictures that are there.")
+@option("--force", group="Files", is_flag=True, help="Replace files that are there.")
 @option("--npz", group="Files", type=PathArgument(), help="All images for the ADM evaluator.")
 @option(
     "--tokens", group="Files", type=PathArgument(), help="A .npz with `tokens` (MAR: `latents`)."

@@ -95,7 +95,9 @@ def verify(file: Path, keys: Sequence[Path], as_json: bool) -> None:
     for step in found.chain:
         size = found.image_sizes.get(step.group)
         taken = "" if size is None else f"; takes images of {size}x{size}"
-        click.echo(f"{step_line(step, file)}{taken}")
+        builder = found.builders.get(step.group, "")
+        built = f"; built by {builder}" if builder and builder not in step.reason else ""
+        click.echo(f"{step_line(step, file)}{built}{taken}")
 
 
 def step_line(step: ChainStep, file: Path) -> str:
@@ -133,9 +135,12 @@ def cache(clear: bool, days: float, as_json: bool) -> None:
         return
     for folder in removed:
         click.echo(f"removed {folder}")
+    if clear and not removed and entries:
+        click.echo(f"nothing was removed: all was opened within {days:g} days, or is in use")
     for entry in entries:
-        click.echo(f"{entry.bytes / MB:8.1f} MB  {entry.days:5.1f} days  {entry.folder}")
-    if not removed and not entries:
+        text = f"{entry.bytes / MB:8.1f} MB  {entry.days:5.1f} days  {entry.folder}"
+        click.echo(f"{text}  ({entry.bundle})" if entry.bundle else text)
+    if not entries and not removed:
         click.echo("nothing")
 
 

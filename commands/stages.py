@@ -262,8 +262,10 @@ def validate(
     base = recipe.validate if recipe else ValidateOptions()
     options = with_changes(base, **changes)
     if workspace.is_file():
+        from ..extras import require_packages
         from ..pipeline.ship import bundled_workspace
 
+        require_packages("report")  # before a folder is unpacked beside the bundle
         with ConsoleReporter(quiet=as_json) as reporter:
             workspace, called = bundled_workspace(workspace, name, keys, reporter)
     elif keys:

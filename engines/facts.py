@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from ..quantize.facts import OverflowTensor
+from ..workspace.facts import facts
+from ..workspace.manifest import Manifest
 from .faster.facts import KeptIfFaster
 
 BUILT, EXECUTED = "built, not executed", "executed"  # what an engine's row says of it
@@ -86,3 +88,27 @@ class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     fp32_tensors: tuple[OverflowTensor, ...] | msgspec.UnsetType = msgspec.UNSET
     faster: KeptIfFaster | msgspec.UnsetType = msgspec.UNSET
+
+
+def proof_line(manifest: Manifest) -> str | None:
+    """Return how many sites of a build for GPUs are what was planned; None where nothing says it.
+
+    Where rules of a target explain the others, the report names each.
+    """
+    engines = facts(manifest, BuildFacts).engines
+    if not engines or any(row.proof is None or row.int8_sites_proved is None for row in engines):
+        return None
+    proofs = [row.proof for row in engines if row.proof is not None]
+    planned = sum(row.int8_sites_planned for row in engines)
+    planned += sum(proof.weight_sites_planned for proof in proofs)
+    if not planned:
+        return None
+    proved = sum(row.int8_sites_proved or 0 for row in engines)
+    proved += sum(proof.weight_sites_proved for proof in proofs)
+    macs = sum(proof.macs for proof in proofs)
+    shares = {kind: 0.0 for proof in proofs for kind in sorted(proof.shares)}
+    for proof in proofs:
+        for kind, share in proof.shares.items():
+            shares[kind] += share * proof.macs / macs
+    parts = ", ".join(f"{share:.1%} {kind}" for kind, share in sorted(shares.items()))
+    return f"{proved} of {planned} planned sites proved by the layer list; multiplications {parts}"

@@ -16,9 +16,10 @@ from ..workspace.manifest import Manifest, is_up_to_date
 from ..workspace.stage import PreparedStage, Reporter, package_versions
 from .facts import BuildFacts
 from .faster.engine_build import decided_build
+from .formats import required_formats
 from .tensorrt.engine import EngineBuild, folder_name, target_groups
 from .tensorrt.preflight import estimate, require_room
-from .tensorrt.targets import Target
+from .tensorrt.targets import Target, half_instead, require_local_gpu
 
 # Options that change no engine: where timings of kernels are kept changes which of several equal
 # kernels TensorRT takes at most.
@@ -50,11 +51,19 @@ def prepare_groups(
         WorkspaceError: there is less disk than the engines take.
     """
     groups = target_groups(build.backend, build.options, build.plan, build.site_map)
+    if build.backend == "tensorrt":
+        require_local_gpu([target for group in groups for target in group])
     of_gpu = gpu if build.backend == "tensorrt" else ""
     if build.backend == "tensorrt_rtx":
         warning = unopened_text(target.sm for group in groups for target in group)
         if warning:
             reporter.warn(warning)
+    ops = {site.name: site.op for site in build.site_map.sites}
+    required = {} if build.plan is None else required_formats(build.plan, ops)
+    for group in groups:
+        in_half = half_instead(required, group)
+        if in_half:
+            reporter.warn(in_half)
 
     @cache
     def prepare() -> None:

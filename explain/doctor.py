@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import ArvgError, BuildError, IntegrityError, WorkspaceError
+from ..errors import ArvgError, IntegrityError, WorkspaceError
 from ..extras import EXTRAS, INSTALLED_AS
 from ..runtime.bundle.trust import required_keys
 from ..runtime.devices import RTX_PACKAGES, Device, Gpu, this_device
@@ -97,7 +97,7 @@ def kit_rows() -> list[Check]:
     for backend, cure in cures.items():
         try:
             builder = load_module(backend)
-        except BuildError as error:
+        except ArvgError as error:
             absent = isinstance(error.__cause__, ModuleNotFoundError)
             rows.append(row("missing", backend, cure if absent else str(error), "kit"))
         else:

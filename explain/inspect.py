@@ -15,7 +15,7 @@ from ..graph.summary import GraphSummary, summarize_graph
 from ..runtime.bundle.open import is_bundle
 from ..runtime.bundle.plan_header import read_plan_header
 from ..runtime.bundle.reader import Bundle
-from ..runtime.bundle.sizes import image_sizes
+from ..runtime.bundle.sizes import builders, image_sizes
 from ..runtime.packed.layout import INDEX_FILE, WEIGHTS_FILE
 from ..validate.formats import size
 from ..workspace.facts import model_name
@@ -27,6 +27,7 @@ SIZES = ("bytes", "files", "groups")  # facts that are counts of bytes
 WHAT_TO_NAME = "name a workspace, a stage's folder, a bundle, an ONNX graph or an engine"
 WRAPPER = "the model by which ONNX Runtime opens the engine beside it"
 NAMES = {"bytes": "size"}
+OPTIONAL = ("image_sizes", "builders")  # facts that not every bundle has
 PARTED = ("options", "files", "groups", "verdicts")  # facts with a line for each part
 
 
@@ -88,6 +89,7 @@ class InspectedBundle(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind
     groups: dict[str, int]
     documents: tuple[str, ...]
     image_sizes: dict[str, int]
+    builders: dict[str, str]
 
 
 Inspected = InspectedWorkspace | InspectedStage | InspectedGraph | InspectedEngine | InspectedBundle
@@ -115,6 +117,7 @@ def inspect_path(path: Path) -> Inspected:
                 groups={group.name: group.bytes for group in bundle.facts.groups},
                 documents=tuple(file.path for file in bundle.facts.documents),
                 image_sizes=image_sizes(bundle),
+                builders=builders(bundle.facts),
             )
     header = read_plan_header(path)
     if header is None:
@@ -129,7 +132,7 @@ def inspected_lines(found: Inspected) -> list[str]:
     """Return the facts for people: a line each, what has parts with a line for each part."""
     lines = []
     for key, value in msgspec.to_builtins(found).items():
-        if (key in ("verdicts", "state") and value is None) or (key == "image_sizes" and not value):
+        if (key in ("verdicts", "state") and value is None) or (key in OPTIONAL and not value):
             continue
         if key in PARTED and isinstance(value, dict):
             lines.append(f"{key}:")

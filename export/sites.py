@@ -11,7 +11,7 @@ from ..graph.sites import FoldPart, ProducerFold, Site
 from .passes.linears import bias_add, weight_of
 from .passes.naming import SITE_OPS, is_linear, module_path
 
-ATTENTION = "attention stays one fused high-precision kernel"
+ATTENTION = "a product of attention"  # an engine's layer list says whether it is one kernel
 
 
 def find_sites(

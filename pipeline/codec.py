@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..runtime.bundle.open import ANY, BundleAccess, located
-from ..runtime.files import decode_pictures, encode_images, write_arrays
+from ..runtime.files import decode_pictures, encode_images, require_new, write_arrays
 from ..runtime.tokenizer import ImageTokenizer
 from ..workspace.stage import Reporter
 
@@ -20,14 +20,18 @@ def encode_files(
     device: str = "auto",
     allow_fallback: bool = False,
     access: BundleAccess = ANY,
+    replace: bool = False,
 ) -> None:
     """Write tokens (or latents) and sizes of the images to a .npz.
 
     Raises:
+        WorkspaceError: the .npz is there already, unless it may be `replace`d.
         CalibrationError: a file that is no image.
         BundleError: an image of a size that the tokenizer is not made for; names it.
         GenerationError: a latent that is not finite; names the image.
     """
+    if not replace:
+        require_new([output])
     tokenizer = open_tokenizer(folder, reporter, device, allow_fallback, access)
     write_arrays(output, encode_images(tokenizer, images))
 

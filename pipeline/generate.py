@@ -11,14 +11,12 @@ import msgspec
 from ..errors import GenerationError
 from ..recipe.commands import DRAWS, GenerateOptions
 from ..runtime.bundle.open import ANY, BundleAccess, located
-from ..runtime.files import GRID, Outputs, png_paths, require_new, write_batches
+from ..runtime.files import Outputs, require_new, write_batches
 from ..runtime.folders import placed_spec
 from ..runtime.generator import Generator, choose_sampling
-from ..runtime.labels import check_labels, parse_labels
+from ..runtime.labels import check_labels, parse_labels, require_few
 from ..runtime.sampling import Sampling
 from ..workspace.stage import Reporter, in_stage
-
-MOST_IMAGES = 10**6
 
 
 class GenerateResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +45,7 @@ def generate_files(
 
     Raises:
         GenerationError: labels or options out of range, nothing to write.
-        WorkspaceError: the folder is not what its stage wrote, or a picture is there already,
+        WorkspaceError: the folder is not what its stage wrote, or a file is there already,
             unless they may `replace` it.
         BundleError: no such device, or engines that do not run there.
     """
@@ -62,8 +60,8 @@ def generate_files(
     classes = parse_labels(options.labels, spec.num_classes)
     require_few(len(classes) * options.count)
     labels = check_labels(spec, [label for label in classes for _ in range(options.count)])
-    if outputs.folder and not replace:
-        require_new([*png_paths(outputs.folder, labels.tolist()), outputs.folder / GRID])
+    if not replace:
+        require_new(outputs.paths(labels.tolist()))
     start = time.monotonic()
     generator = Generator.open(
         path,
@@ -91,13 +89,3 @@ def generate_files(
         files=files,
         written=[p for p in (outputs.folder, outputs.npz, outputs.tokens) if p],
     )
-
-
-def require_few(count: int) -> None:
-    """Raises GenerationError for more images than a run can end with, before memory is taken."""
-    if count > MOST_IMAGES:
-        raise GenerationError(
-            f"{count:,} images, and at most {MOST_IMAGES:,} are made at once",
-            where="--count",
-            do="ask for fewer, in runs of different seeds",
-        )

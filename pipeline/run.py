@@ -80,8 +80,8 @@ def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: boo
         BuildError: what the build would raise of them.
     """
     from ..engines.cpu import cpu_title
-    from ..engines.tensorrt.engine import own_gpu
-    from ..engines.tensorrt.targets import check_formats, resolve_target
+    from ..engines.tensorrt.engine import named_targets
+    from ..engines.tensorrt.targets import check_formats, require_local_gpu
     from ..runtime.trt_compat import load_builder
 
     method = quantize.quantize_method if quantize.plan is None else None  # a plan has its own
@@ -97,10 +97,10 @@ def check_build(quantize: QuantizeOptions, options: BuildOptions, generates: boo
             )
         return
     assert options.backend == "tensorrt" or options.backend == "tensorrt_rtx"
+    targets = named_targets(options.backend, options)
+    if options.backend == "tensorrt":
+        require_local_gpu(targets)
     load_builder(options.backend)
-    targets = [
-        resolve_target(t, options.backend) for t in options.targets or own_gpu(options.backend)
-    ]
     wanted: dict[str, Format] = {"the recipe": "fp8"} if fp8 else {}
     if method == "blockwise" and generates:  # whose linears all have blocks
         wanted["the recipe"] = "int4"

@@ -10,21 +10,21 @@ from typing import cast, get_args
 import msgspec
 
 from ..errors import BuildError, IntegrityError, WorkspaceError
-from ..extras import installed_builders, require_packages
+from ..extras import installed_builders
 from ..runtime.bundle.cache import holds, unpack_cached
 from ..runtime.bundle.choose import ChainStep, choose, usable_builder
 from ..runtime.bundle.keys import generate_key, private_pem, public_pem
 from ..runtime.bundle.layout import BundleFile
 from ..runtime.bundle.packed_groups import expanded_list, read_indexes
 from ..runtime.bundle.reader import Bundle
-from ..runtime.bundle.sizes import image_sizes
+from ..runtime.bundle.sizes import builders, image_sizes
 from ..runtime.bundle.trust import refuse_unsigned, require_trust
 from ..runtime.bundle.unpack import extract_new
 from ..runtime.devices import Device, Gpu, this_device
 from ..runtime.packed.expand import megabytes as expanding
 from ..runtime.packed.layout import is_packed
 from ..runtime.packed.open import expand_new, require_no_folder
-from ..runtime.trt_compat import Backend
+from ..runtime.trt_compat import Backend, require_kit
 from ..workspace.files import atomic_write, named
 from ..workspace.stage import Reporter, StageResult, in_stage
 from ..workspace.workspace import Workspace
@@ -43,6 +43,7 @@ class VerifyResult(msgspec.Struct, frozen=True, kw_only=True):
     chain: tuple[ChainStep, ...]
     chosen: str | None
     image_sizes: dict[str, int] = {}  # of engines of a tokenizer that take one size, by group
+    builders: dict[str, str] = {}  # with the version, by group
 
 
 def build_bundled(
@@ -64,7 +65,7 @@ def build_bundled(
         BuildError: there is no kit, no builder or no such target, or a graph does not compile.
         WorkspaceError: the workspace has a model of its own, or another process works in it.
     """
-    require_packages("kit")
+    require_kit(backend)
     from ..engines.bundle.build_here import build_cached, build_kit
 
     device = this_device()
@@ -150,6 +151,7 @@ def verify_file(path: Path, keys: Sequence[Path], reporter: Reporter) -> VerifyR
             chain=choice.steps,
             chosen=None if chosen is None else chosen.group,
             image_sizes=image_sizes(bundle),
+            builders=builders(bundle.facts),
         )
 
 

@@ -28,7 +28,7 @@ from .images import (
     to_model,
 )
 from .npz import Array, BadArrays, read_npz
-from .tokenizer import ImageTokenizer, Latent, Tokens
+from .tokenizer import ImageTokenizer, Latent, Tokens, check_latent
 
 LONGEST_NAME = 200  # bytes: what a temporary name adds has to fit too
 GRID = "grid.png"
@@ -107,10 +107,10 @@ def decode_pictures(
 
 
 def require_new(paths: Sequence[Path]) -> None:
-    """Raise WorkspaceError for the first picture that is there already."""
+    """Raise WorkspaceError for the first file that is there already."""
     there = next((path for path in paths if os.path.lexists(path)), None)
     if there is not None:
-        do = "name another folder with -o, or replace it with --force"
+        do = "name another file or folder, or replace it with --force"
         raise WorkspaceError("is there already", where=str(there), do=do)
 
 
@@ -170,6 +170,7 @@ def read_codes(tokenizer: ImageTokenizer, file: Path) -> Codes:
         where = f"{file}: {kind}_{k}"
         try:
             checked = tokenizer.check_tokens(code) if tokenizer.discrete else check_latent(code)
+            tokenizer.require_decodable(checked)
         except BundleError as error:
             raise BundleError(error.what, where=where, do=error.do) from error
         if len(checked) != 1:
@@ -185,22 +186,6 @@ def read_codes(tokenizer: ImageTokenizer, file: Path) -> Codes:
     if not found:
         raise BundleError(f"holds no {kind}", where=str(file), do="make it with `arvg-trt encode`")
     return found
-
-
-def check_latent(latent: Array) -> Latent:
-    """Return a latent that was read from a file as float32 [1, C, h, w].
-
-    Raises:
-        BundleError: another shape or type, or values that are not finite.
-    """
-    if latent.ndim != 4 or latent.dtype.kind != "f" or not latent.size:
-        raise BundleError(
-            f"a latent of shape {list(latent.shape)} and type {latent.dtype}",
-            do="give floats [1, C, h, w]",
-        )
-    if not np.isfinite(latent).all():
-        raise BundleError("a latent with NaN or infinity", do="encode the images again")
-    return latent.astype(np.float32)
 
 
 def check_size(size: Array, where: str) -> tuple[int, int]:
@@ -231,6 +216,11 @@ class Outputs(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path | None = None
     npz: Path | None = None
     tokens: Path | None = None
+
+    def paths(self, labels: Sequence[int]) -> list[Path]:
+        """Return the files that are written for images of some labels."""
+        pictures = [*png_paths(self.folder, labels), self.folder / GRID] if self.folder else []
+        return [*pictures, *(path for path in (self.npz, self.tokens) if path)]
 
 
 def write_batches(

@@ -12,6 +12,7 @@ from ..errors import GenerationError
 from .spec import GeneratorSpec
 
 EXAMPLES = (0, 7, 207, 360)  # that an error names, as far as a model has them
+MOST_IMAGES = 10**6
 LABELS = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -67,3 +68,13 @@ def check_labels(
             do=f"this model's classes are 0 to {last}",
         )
     return array.astype(np.int64)
+
+
+def require_few(count: int) -> None:
+    """Raise GenerationError for more images than a run can end with, before memory is taken."""
+    if count > MOST_IMAGES:
+        raise GenerationError(
+            f"{count:,} images, and at most {MOST_IMAGES:,} are made at once",
+            where="--count",
+            do="ask for fewer, in runs of different seeds",
+        )

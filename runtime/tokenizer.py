@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from ..errors import BundleError
 from ..workspace.lead import lead_from
 from ..workspace.manifest import MANIFEST
+from ..workspace.verify import GENERATOR_FILE
 from ..workspace.verify import verify as verify_folder
 from .bundle.open import Place, access_by, located
-from .folders import opener, verified
+from .folders import opener, read_folder, verified
 from .images import FloatImage, Uint8Image, crop_back, from_model, pad_to_multiple, to_model
 from .sessions.open import fast_session, has_graph, reference_session
 from .sessions.session import OpenSession, Session, fallbacks
@@ -40,11 +41,15 @@ class ImageTokenizer:
         encoder: Session,
         decoder: Session,
         lookup: Session | None = None,
+        *,
+        engine_size: int | None = None,
     ) -> None:
         """Take sessions; `lookup` turns tokens into the latent that the decoder takes.
 
-        It is None where the decoder takes tokens itself.
+        It is None where the decoder takes tokens itself. `engine_size` is the side of the images
+        that engines were built for, where the graphs that they were built from take any.
         """
+        self.engine_size = engine_size
         self._encoder = encoder
         self._decoder = decoder
         self._lookup = lookup
@@ -120,7 +125,8 @@ class ImageTokenizer:
             )
             raise BundleError(what, where=str(folder), do=lead.do)
         names = [n for n in ("encoder", "decoder", "lookup") if has_graph(folder / f"{n}.onnx")]
-        return cls(*(session(folder / f"{name}.onnx", threads) for name in names))
+        sessions = [session(folder / f"{name}.onnx", threads) for name in names]
+        return cls(*sessions, engine_size=engine_size(folder))
 
     @classmethod
     def reference(
@@ -153,16 +159,27 @@ class ImageTokenizer:
                 do="crop or resize it",
             )
         padded, offset = pad_to_multiple(image, self.stride)
+        self._require_taken(padded.shape[:2], image.shape[:2])
         self._require_positions(padded.shape[0] * padded.shape[1] // self.stride**2)
         return padded, offset
 
     def encode(self, image: FloatImage) -> tuple[Tokens | None, Latent]:
-        """Return (tokens or None, latent float32 [N, C, h, w]) of model images."""
+        """Return (tokens or None, latent float32 [N, C, h, w]) of model images.
+
+        Raises:
+            BundleError: a size that the tokenizer is not made for.
+        """
+        self._require_taken(image.shape[2:])
         outputs = self._encoder.run({"image": image})
         return outputs.get("indices"), outputs["latent"]  # type: ignore[return-value]
 
     def decode(self, tokens: Tokens | Latent) -> FloatImage:
-        """Return model images, not clamped, of tokens or of a continuous latent."""
+        """Return model images, not clamped, of tokens or of a continuous latent.
+
+        Raises:
+            BundleError: they are of a size that the tokenizer is not made for.
+        """
+        self.require_decodable(tokens)
         count = max(1, len(tokens))
         name, rows = self._decoder.inputs[0], self._batch or count
         if self._lookup is not None and rows == len(tokens):
@@ -218,6 +235,23 @@ class ImageTokenizer:
         self._require_positions(math.prod(tokens.shape[1:3]))
         return tokens.astype(np.int32)
 
+    def require_decodable(self, tokens: Tokens | Latent) -> None:
+        """Raise BundleError for tokens or a latent of images that these engines do not take."""
+        if self.length is None and tokens.ndim > 2:
+            cells = tokens.shape[1:3] if self.discrete else tokens.shape[2:]
+            self._require_taken(tuple(cell * self.stride for cell in cells))
+
+    def _require_taken(self, shape: tuple[int, ...], given: tuple[int, ...] | None = None) -> None:
+        """Raise BundleError for a size [H, W] that engines do not take; `given`: before padding."""
+        size = self.engine_size
+        if size is not None and shape != (size, size):
+            pixels = "x".join(str(side) for side in reversed(given or shape))
+            raise BundleError(
+                f"has {pixels} pixels, and these engines take images of {size}x{size} alone",
+                do=f"crop or resize it to {size}x{size}, take the CPU's engine, which takes any "
+                "size (--device cpu), or build engines of another --image-size",
+            )
+
     def _require_positions(self, positions: int) -> None:
         if positions < self._least_positions:
             raise BundleError(
@@ -227,6 +261,29 @@ class ImageTokenizer:
             )
 
 
+def engine_size(folder: Path) -> int | None:
+    """Return the side of the images that a tokenizer's engines in a folder take; None of graphs."""
+    found = read_folder(folder)
+    tokenizes = found.holds_engines and not (folder / GENERATOR_FILE).is_file()
+    return found.built.image_size if tokenizes else None
+
+
 def filled(rows: NDArray[Any], count: int) -> NDArray[Any]:
     """Return `count` rows: those given, then the first ones again."""
     return np.resize(rows, (count, *rows.shape[1:])) if len(rows) != count else rows
+
+
+def check_latent(latent: NDArray[Any]) -> Latent:
+    """Return a latent that was read from a file as float32 [1, C, h, w].
+
+    Raises:
+        BundleError: another shape or type, or values that are not finite.
+    """
+    if latent.ndim != 4 or latent.dtype.kind != "f" or not latent.size:
+        raise BundleError(
+            f"a latent of shape {list(latent.shape)} and type {latent.dtype}",
+            do="give floats [1, C, h, w]",
+        )
+    if not np.isfinite(latent).all():
+        raise BundleError("a latent with NaN or infinity", do="encode the images again")
+    return latent.astype(np.float32)

@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Literal
 
-from ..errors import BuildError
+from ..errors import ArvgError, BuildError
+from ..extras import installed_builders, missing_packages, not_installed
 from .devices import driver_facts
 from .sessions.placement import TITLES
 
@@ -51,15 +52,36 @@ def install_command(backend: Backend, option: str = "", machine: str | None = No
     return f"pip install {option}{index}'arvg-trt[{_EXTRA[backend]}]'"
 
 
+def require_kit(backend: str | None = None) -> None:
+    """Raise ArvgError for packages that building a bundle's kit takes and that are missing.
+
+    Where no builder is there either, one command brings both: by the `backend` that was asked for,
+    else by TensorRT for RTX, or what a Jetson takes.
+    """
+    missing = missing_packages(["kit"])
+    if not missing:
+        return
+    if installed_builders():
+        raise not_installed(missing)
+    jetson = platform.machine() == JETSON
+    kind: Backend = "tensorrt" if backend == "tensorrt" or jetson else "tensorrt_rtx"
+    raise ArvgError(
+        "building from a bundle takes a builder, and none is installed",
+        do=install_command(kind)
+        + ("" if backend or jetson else ", which is enough for an RTX GPU"),
+    )
+
+
 def load_builder(backend: Backend) -> BuilderModule:
     """Import the package of `backend`.
 
     Raises:
-        BuildError: the package or Polygraphy is missing, or its libraries do not load.
+        ArvgError: the package or Polygraphy is missing.
+        BuildError: its libraries do not load.
     """
     if find_spec("polygraphy") is None:
         do = install_command(backend)
-        raise BuildError("Polygraphy, which builds engines, is not installed", do=do)
+        raise ArvgError("Polygraphy, which builds engines, is not installed", do=do)
     return load_module(backend)
 
 
@@ -67,12 +89,13 @@ def load_module(backend: Backend) -> BuilderModule:
     """Import the package of `backend` itself; Polygraphy may be missing.
 
     Raises:
-        BuildError: it is missing, or its libraries do not load.
+        ArvgError: it is missing.
+        BuildError: its libraries do not load.
     """
     try:
         module = importlib.import_module(backend)
     except ModuleNotFoundError as error:
-        raise BuildError(
+        raise ArvgError(
             f"{TITLES[backend]} is not installed ({error})",
             do=install_command(backend),
         ) from error
@@ -85,7 +108,7 @@ def load_module(backend: Backend) -> BuilderModule:
 
 
 def version(backend: Backend) -> str:
-    """Return the installed version of `backend`; raise BuildError if there is none."""
+    """Return the installed version of `backend`; raise ArvgError if there is none."""
     return load_builder(backend).version
 
 

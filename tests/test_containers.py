@@ -115,3 +115,12 @@ def test_commands_that_are_shown_for_the_container_exist(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     shown = re.findall(r"docker run .*? arvg-trt(?::\S+)? (\w+)", text)
     assert shown and set(shown) <= set(cli.commands)
+
+
+def test_the_page_of_devices_names_the_same_packages() -> None:
+    """For a reader of the wheel, which has no file of the container."""
+    text = (ROOT / "docs" / "edge.md").read_text("utf-8")
+    (line,) = re.findall(r"`pip install (click [^`]+)`", text)
+    lines = (FOLDER / "requirements.txt").read_text("utf-8").splitlines()
+    wanted = requirements([each for each in lines if not each.startswith("#")])
+    assert set(line.split()) == {name for name, each in wanted.items() if each.marker is None}

@@ -101,12 +101,16 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what later stages read of a build's options; those for the CPU have no ``targets``."""
+    """Hold what later stages read of a build's options; those for the CPU have no ``targets``.
+
+    ``image_size`` is the side of the only images that a tokenizer's engines for a GPU take.
+    """
 
     backend: str = "onnxruntime"
     name: str = ""
     targets: tuple[str, ...] = ()
     half: str = "float16"
+    image_size: int | None = None
 
     @property
     def on_cpu(self) -> bool:

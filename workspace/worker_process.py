@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..errors import ArvgError, OutOfMemory
+from .child_python import module_command
 from .files import atomic_write
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def run_isolated(
     result: type[T],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> T:
-    """Run `python -m MODULE` with the request, and return its result.
+    """Run a module of this package with the request, and return its result.
 
     `progress` gets what the work says of itself by `tell_progress`.
 
@@ -77,7 +78,7 @@ def run_isolated(
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / REQUEST).write_bytes(msgspec.json.encode(request))
-        command = [sys.executable, "-m", module, folder]
+        command = module_command(module, folder)
         code, printed = watched(command, Path(folder) / PROGRESS, progress)
         if sys.platform != "win32" and code == -signal.SIGKILL:
             raise OutOfMemory(

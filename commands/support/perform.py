@@ -87,8 +87,12 @@ def print_results(results: Sequence[StageResult], as_json: bool) -> None:
     if as_json:
         print_json(with_sites(results))
         return
+    from ...engines.facts import proof_line
+
     for result in results:
         took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
         click.echo(f"{result.manifest.stage}: {took}, {result.folder}")
+        if result.manifest.stage == "build" and (proof := proof_line(result.manifest)):
+            click.echo(proof)
         if result.manifest.stage == "quantize":
             click.echo("\n".join(quantized_lines(result)))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
+from ...runtime.bundle.layout import TargetGroup
 from ...runtime.sessions.placement import TITLES
 from ...workspace.facts import ModelKind
 from .contents import GroupSources
@@ -26,10 +27,11 @@ COMMANDS: Mapping[ModelKind, tuple[str, ...]] = {
     "tokenizer": ("encode", "decode"),
     "custom": (),
 }
+# A version stands behind the first word or words, which name what has it.
 KIND_TEXT = {
-    **TITLES,
-    "onnxruntime": "ONNX Runtime on any CPU",
-    "openvino": "OpenVINO on the CPU",
+    **{kind: f"{title}{{}}" for kind, title in TITLES.items()},
+    "onnxruntime": "ONNX Runtime{}, on any CPU",
+    "openvino": "OpenVINO{}, on the CPU",
     "kit": "ONNX graphs to build an engine from on a device",
     "reference": "FP32 and Q/DQ graphs that `validate` compares with",
 }
@@ -54,7 +56,7 @@ def model_card(
     gates read; `licenses` the paths of the weights' licences.
     """
     rows = [
-        f"| {made.group.name} | {f'{KIND_TEXT[made.group.kind]} {made.group.version}'.strip()} "
+        f"| {made.group.name} | {runs_on(made.group)} "
         f"| {' '.join(made.group.targets) or 'any'} | {made.group.precision or '-'} "
         f"| {made.group.bytes / BYTES_OF_MB:.1f} |"
         for made in groups
@@ -99,6 +101,11 @@ def model_card(
             "",
         ]
     )
+
+
+def runs_on(group: TargetGroup) -> str:
+    """Return what runs a group, with the version that built it, if one did."""
+    return KIND_TEXT[group.kind].format(f" {group.version}" if group.version else "")
 
 
 def model_index(title: str, kind: ModelKind, metrics: Mapping[str, float]) -> list[str]:

@@ -22,13 +22,13 @@ from typing import Any
 import msgspec
 
 from ...errors import BuildError, bounded
-from ...runtime.trt_compat import Backend, BuilderModule, device_compute_capability, load_builder
+from ...runtime.trt_compat import Backend, BuilderModule, load_builder
 from ...workspace.files import atomic_write
 from ..facts import BUILT
 from .addresses import fill_heap
 from .inspect import Layer, parse_layers, table_order
 from .refusals import DAMAGED, no_plan, not_parsed
-from .targets import Target
+from .targets import Target, require_local_gpu
 
 Shape = tuple[int, ...]
 Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
@@ -92,7 +92,7 @@ def build_engine(
         raise BuildError("no such file", where=str(onnx_path), do="run `arvg-trt quantize` first")
     api = load_polygraphy(backend)
     if not api.ahead_of_time:
-        _require_local_gpu(targets)
+        require_local_gpu(targets)
     start = time.perf_counter()
     plan, log, outputs = _compile(api, onnx_path, targets, profiles, timing_cache)
     seconds = time.perf_counter() - start
@@ -125,21 +125,6 @@ def load_polygraphy(backend: Backend) -> BuilderModule:
     if for_rtx != config.USE_TENSORRT_RTX:
         raise RuntimeError(f"Polygraphy was imported before for another package than {backend}")
     return api
-
-
-def _require_local_gpu(targets: Sequence[Target]) -> None:
-    capability = device_compute_capability()
-    if capability is None:
-        raise BuildError(
-            "TensorRT times kernels on the GPU it builds for, and this machine has none",
-            do="build on the device, or use the tensorrt_rtx backend",
-        )
-    for target in targets:
-        if target.compute_capability != capability:
-            raise BuildError(
-                f"TensorRT builds for the GPU of this machine, sm{capability}, not for {target}",
-                do="build on that device, or use the tensorrt_rtx backend",
-            )
 
 
 def _compile(

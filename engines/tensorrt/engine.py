@@ -13,7 +13,7 @@ from ...numerics.scheme import Plan, SitePlan
 from ...quantize.facts import OverflowTensor, QuantizationFacts
 from ...quantize.overflow import unquantized_overflow_tensors
 from ...recipe.build import BuildOptions
-from ...runtime.trt_compat import Backend, device_compute_capability, load_builder
+from ...runtime.trt_compat import Backend, device_compute_capability
 from ...workspace.facts import facts
 from ...workspace.files import encode_json
 from ...workspace.manifest import Manifest
@@ -41,7 +41,7 @@ def target_groups(
     Raises:
         BuildError: an unknown target, one that lacks a format of the plan, or no GPU.
     """
-    targets = [resolve_target(t, backend) for t in options.targets or own_gpu(backend)]
+    targets = named_targets(backend, options)
     ops = {site.name: site.op for site in site_map.sites}
     required: dict[str, Format] = {} if plan is None else required_formats(plan, ops)
     if options.half == "bfloat16":
@@ -50,13 +50,21 @@ def target_groups(
     return group_targets(targets, [form for form in APART if form in required.values()])
 
 
+def named_targets(backend: Backend, options: BuildOptions) -> list[Target]:
+    """Return the targets that are named; without a name this machine's GPU.
+
+    Raises:
+        BuildError: an unknown target, or no GPU.
+    """
+    return [resolve_target(each, backend) for each in options.targets or own_gpu(backend)]
+
+
 def own_gpu(backend: Backend) -> list[str]:
     """Return the GPU of this machine, which TensorRT builds for when no target is named.
 
     Raises:
         BuildError: this machine has none.
     """
-    load_builder(backend)
     found = device_compute_capability()
     if found is None:
         raise BuildError(

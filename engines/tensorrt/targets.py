@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from ...errors import BuildError, nearest
-from ...runtime.trt_compat import Backend
+from ...runtime.trt_compat import Backend, device_compute_capability
 from ..site_names import grouped_names
 
 # "int8_weights" are linears with INT8 weights beside float inputs. A target that lacks a format of
@@ -167,6 +167,46 @@ def _instead(capability: Capability) -> str:
     return (
         f"it compiles for {able}; for this GPU build with the tensorrt backend on the device itself"
     )
+
+
+def require_local_gpu(targets: Sequence[Target]) -> None:
+    """Refuse targets of TensorRT, which times kernels, that are not the GPU of this machine.
+
+    Raises:
+        BuildError: names the target, and what builds for it.
+    """
+    here = device_compute_capability()
+    for target in targets:
+        capability = capabilities()[target.compute_capability]
+        if here == capability.number:
+            continue
+        what = f"TensorRT builds for the GPU of this machine, {f'sm{here}' if here else 'none'}"
+        do = "build on that device, or use the tensorrt_rtx backend"
+        if not capability.serves["tensorrt_rtx"]:
+            do = _instead(capability) if capability.jetson else "build on that device"
+        raise BuildError(f"{what}, not for {target}", do=do)
+
+
+def half_instead(required: Mapping[str, Format], targets: Sequence[Target]) -> str | None:
+    """Return which quantized sites run in FP16 on the targets of a plan; None where none does.
+
+    `required` maps a site to its format. A format of APART is no reason to refuse a target.
+    """
+    lacking = {target.sm for form in APART for target in targets if not target.supports(form)}
+    sites = [
+        site
+        for site, form in required.items()
+        if form in APART and not all(target.supports(form) for target in targets)
+    ]
+    if not sites:
+        return None
+    count = "all" if len(sites) == len(required) else f"{len(sites)} of"
+    text = (
+        f"{' '.join(sorted(lacking))}: {count} {len(required)} quantized sites run in FP16 there, "
+        "which has no INT8 kernel for convolutions, nor for INT8 weights alone"
+    )
+    gain = "; rounding gains no speed: `--name fp16` builds the same without it"
+    return text + (gain if count == "all" else "")
 
 
 def target_names() -> list[str]:

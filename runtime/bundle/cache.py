@@ -8,6 +8,7 @@ is removed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import msgspec
 from ...errors import WorkspaceError
 from ...workspace.files import (
     OTHER_CACHE,
+    UNDECODABLE,
     atomic_folder,
     cache_problem,
     own_folder,
@@ -30,7 +32,7 @@ from ...workspace.files import (
 from ...workspace.locks import locked, try_lock
 from ..packed.expand import Progress, untold
 from .failures import forget_old
-from .layout import BundleFile, TargetGroup
+from .layout import FACTS_FILE, BundleFile, TargetGroup
 from .packed_groups import expand_folders, expanded_list, read_indexes
 from .reader import Bundle
 
@@ -186,11 +188,15 @@ def remove_old(root: Path, days: float = MOST_DAYS) -> list[Path]:
 
 
 class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Describe what the cache keeps: unpacked or expanded files, or engines built of them."""
+    """Describe what the cache keeps: unpacked or expanded files, or engines built of them.
+
+    ``bundle`` names the model and its quantization, where they are of a bundle that is still there.
+    """
 
     folder: Path
     bytes: int
     days: float
+    bundle: str | None = None
 
 
 def cache_entries() -> tuple[CacheEntry, ...]:
@@ -201,7 +207,7 @@ def cache_entries() -> tuple[CacheEntry, ...]:
     """
     if (problem := cache_problem()) is not None:
         raise WorkspaceError(problem, do=OTHER_CACHE)
-    found = []
+    found, named = [], bundle_names(user_cache() / KINDS[0])
     for kind in KINDS:
         root = user_cache() / kind
         folders = sorted(root.iterdir()) if root.is_dir() else []
@@ -209,8 +215,32 @@ def cache_entries() -> tuple[CacheEntry, ...]:
             if folder.is_dir() and not folder.is_symlink() and ENTRY.fullmatch(folder.name):
                 sizes = (path.lstat().st_size for path in folder.rglob("*"))
                 days = (time.time() - folder.stat().st_mtime) / DAY
-                found.append(CacheEntry(folder=folder, bytes=sum(sizes), days=max(0.0, days)))
+                found.append(
+                    CacheEntry(
+                        folder=folder,
+                        bytes=sum(sizes),
+                        days=max(0.0, days),
+                        bundle=named.get(folder.name[:MARK_LENGTH]),
+                    )
+                )
     return tuple(found)
+
+
+class _Named(msgspec.Struct, frozen=True):
+    """Hold what `bundle.json` calls a bundle."""
+
+    model: str
+    quantization: str
+
+
+def bundle_names(root: Path) -> dict[str, str]:
+    """Return what the unpacked bundles of a folder hold, by the digits that begin their entries."""
+    found = {}
+    for path in sorted(root.glob(f"*/{FACTS_FILE}")):
+        with contextlib.suppress(OSError, *UNDECODABLE):
+            facts = msgspec.json.decode(path.read_bytes(), type=_Named)
+            found[path.parent.name[:MARK_LENGTH]] = f"{facts.model}, {facts.quantization}"
+    return found
 
 
 def clear_cache(days: float = 0.0) -> list[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from ...errors import ArvgError, BuildError, BundleError, IntegrityError, WorkspaceError
 from ...extras import builder_release, installed_builders, require_packages
@@ -155,7 +156,9 @@ def open_bundle(
         signed_by = require_trust(bundle, require_keys)
         if wants is not None:
             require_kind(bundle.facts, wants, path)
-        choice = choose(bundle.facts, machine, gpu, installed_builders(), problem_of)
+        asked_cpu = device.lower() == "cpu"  # which is the reason then, and no driver is missed
+        seen = replace(machine, driver_problem="--device cpu was given") if asked_cpu else machine
+        choice = choose(bundle.facts, seen, gpu, installed_builders(), problem_of)
         asked_gpu = device.lower() not in ("auto", "cpu")
         while True:
             step = choice.chosen

@@ -1,4 +1,4 @@
-"""Say which size of images the engines of a tokenizer's bundle take."""
+"""Say what built the engines of a bundle, and which size of images those of a tokenizer take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import msgspec
 
 from ...workspace.files import UNDECODABLE
 from ...workspace.manifest import MANIFEST
-from .layout import BLOBS, TargetGroup
+from ..sessions.placement import TITLES
+from .layout import BLOBS, BundleFacts, TargetGroup
 from .reader import Bundle
 
 MOST_BYTES = 2**24  # of a manifest
@@ -18,6 +19,15 @@ class _Options(msgspec.Struct, frozen=True):
 
 class _Built(msgspec.Struct, frozen=True):
     options: _Options = _Options()
+
+
+def builders(facts: BundleFacts) -> dict[str, str]:
+    """Return what built each group of engines, with its version, where engines depend on it."""
+    return {
+        group.name: f"{TITLES[group.kind]} {group.version}"
+        for group in facts.groups
+        if group.kind in TITLES and group.version
+    }
 
 
 def image_sizes(bundle: Bundle) -> dict[str, int]:

@@ -306,7 +306,7 @@ def test_decode_keeps_names_and_replaces_nothing_unasked(
     (out / "photo.png").unlink()
     (out / "PHOTO_1.png").write_text("mine")
     again = ("decode", graphs, tokens, "-o", out)
-    assert_refused(arvg(*again), 9, "PHOTO_1.png: is there already", "-o", "--force")
+    assert_refused(arvg(*again), 9, "PHOTO_1.png: is there already", "--force")
     assert (out / "PHOTO_1.png").read_text() == "mine" and not (out / "photo.png").exists()
     assert arvg(*again, "--force").code == 0
     assert load_image(out / "PHOTO_1.png").shape == (37, 53, 3)

@@ -22,6 +22,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from arvg_trt.cli import cli
+from arvg_trt.engines.tensorrt.engine import foreseen_folder
+from arvg_trt.recipe.file import load_recipe
 from arvg_trt.recipe.recipe import Recipe
 from arvg_trt.runtime.family import Family
 
@@ -254,3 +256,14 @@ def test_most_blocks_run() -> None:
     blocks = [b for page in PAGES for b in blocks_of(page) if b.language in ("bash", "python")]
     run_here = [block for block in blocks if is_run(block)]
     assert len(run_here) > 0.7 * len(blocks) > 20
+
+
+def test_pages_say_what_the_bundle_of_the_first_recipe_holds() -> None:
+    """Its engines for GPUs are named, as `verify` lists them, where a reader chooses one."""
+    builds = load_recipe("cosmos-mini-int8").build
+    assert any(build.on_cpu for build in builds)
+    folders = [foreseen_folder(build) for build in builds if not build.on_cpu]
+    assert folders
+    for page in ("start-device.md", "edge.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert all(f"`{folder}`" in text for folder in folders), page

@@ -41,6 +41,19 @@ def test_rars_tokenizer_takes_images_of_any_size(
     assert load_image(tmp_path / "out" / "odd.png").shape == (7, 5, 3)
 
 
+def test_tokens_that_are_there_are_replaced_by_force_alone(
+    tiny_rar: TinyRar, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.npz"
+    tokens.write_bytes(b"work of days")
+    picture(tmp_path / "a.png", 8, 8)
+    encode = ("encode", tiny_rar.workspace, tmp_path / "a.png", "-o", tokens)
+    assert_refused(arvg(*encode), 9, "tokens.npz: is there already", "--force")
+    assert tokens.read_bytes() == b"work of days"
+    assert arvg(*encode, "--force").code == 0
+    assert tokens.read_bytes() != b"work of days"
+
+
 def test_a_workspace_without_graphs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ws" / "export").mkdir(parents=True)
     picture(tmp_path / "a.png", 8, 8)

@@ -43,7 +43,7 @@ def test_cpu_and_auto_write_the_same_tokens_and_images(
 ) -> None:
     found, stem = [], Path(str(commands["encode"][2])).stem
     for device in ("cpu", "auto"):
-        assert arvg(*commands["encode"], "--device", device).code == 0
+        assert arvg(*commands["encode"], "--device", device, "--force").code == 0
         assert (
             arvg(*commands["decode"], "--device", device, "--allow-fallback", "--force").code == 0
         )

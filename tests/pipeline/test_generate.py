@@ -68,7 +68,7 @@ def test_pictures_that_are_there_are_replaced_by_force_alone(toy: Path, tmp_path
     assert generate(toy, *first).code == 0
     before = digests(tmp_path / "out")
     outcome = generate(toy, *first, "--seed", 1)
-    cure = "is there already (name another folder with -o, or replace it with --force)"
+    cure = "is there already (name another file or folder, or replace it with --force)"
     assert_refused(outcome, 9, f"00000_2.png: {cure}")
     outcome = generate(toy, "--labels", "3", "-o", tmp_path / "out")  # their grids are one file
     assert_refused(outcome, 9, f"grid.png: {cure}")
@@ -76,6 +76,18 @@ def test_pictures_that_are_there_are_replaced_by_force_alone(toy: Path, tmp_path
     assert generate(toy, *first, "--seed", 1, "--force").code == 0
     assert digests(tmp_path / "out").keys() == before.keys()
     assert digests(tmp_path / "out") != before
+
+
+@pytest.mark.parametrize("option", ["--npz", "--tokens"])
+def test_arrays_that_are_there_are_replaced_by_force_alone(
+    option: str, toy: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.npz"
+    file.write_bytes(b"work of days")
+    assert_refused(generate(toy, "--labels", "2", option, file), 9, "x.npz: is there already")
+    assert file.read_bytes() == b"work of days"
+    assert generate(toy, "--labels", "2", option, file, "--force").code == 0
+    assert file.read_bytes() != b"work of days"
 
 
 def test_grid_has_the_pictures_row_by_row(toy: Path, tmp_path: Path) -> None:
@@ -103,7 +115,7 @@ def test_export_folder_and_options_are_taken(toy: Path, tmp_path: Path) -> None:
     generate(toy / "export", "--labels", "1,1", *args, "--tokens", path)
     wanted = Generator.open(toy).generate([1, 1], **options).tokens
     assert np.array_equal(np.load(path)["tokens"], wanted)
-    generate(toy, "--labels", "1,1", "--greedy", "--tokens", path)
+    generate(toy, "--labels", "1,1", "--greedy", "--tokens", path, "--force")
     greedy = Generator.open(toy).generate([1, 1], greedy=True).tokens
     assert np.array_equal(np.load(path)["tokens"], greedy)
     assert np.array_equal(greedy[0], greedy[1]) and not np.array_equal(wanted, greedy)

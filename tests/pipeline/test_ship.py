@@ -26,6 +26,7 @@ from arvg_trt.benchmarks.fuzz.bundles import small_contents
 from arvg_trt.engines.bundle.contents import GroupSources, overlap_warnings, report_warning
 from arvg_trt.engines.bundle.write import write_bundle
 from arvg_trt.errors import BundleError, IntegrityError
+from arvg_trt.extras import builder_release
 from arvg_trt.recipe.file import load_recipe
 from arvg_trt.runtime.bundle.layout import BundleFile, TargetGroup
 from arvg_trt.runtime.bundle.reader import Bundle
@@ -331,7 +332,7 @@ def test_packed_bundles_and_folders_encode_as_the_engine_does(
     assert not list((tmp_path / "u" / place).glob("*.onnx*"))
     found = []
     for path in (shipped.workspace / place, packed, tmp_path / "u" / place):
-        outcome = arvg("encode", path, shipped.photo, "-o", tmp_path / "t.npz")
+        outcome = arvg("encode", path, shipped.photo, "-o", tmp_path / "t.npz", "--force")
         assert outcome.code == 0, outcome
         with np.load(tmp_path / "t.npz") as arrays:
             found.append(arrays["tokens_0"])
@@ -432,6 +433,12 @@ def test_explain_prints_the_chain_of_choices(shipped: Shipped, tmp_path: Path) -
     outcome = arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz", "--explain")
     assert outcome.code == 0, outcome
     assert "-> CPU" in outcome.err and " x exact engine" in outcome.err
+    outcome = arvg(
+        *("encode", shipped.file, shipped.photo, "-o", tmp_path / "cpu.npz", "--explain"),
+        *("--device", "cpu"),
+    )
+    (line,) = [line for line in outcome.err.splitlines() if " x exact engine" in line]
+    assert line.endswith("--device cpu was given") and "driver" not in outcome.err
 
 
 def test_a_gpu_that_is_asked_for_is_never_the_cpu(shipped: Shipped, tmp_path: Path) -> None:
@@ -488,10 +495,18 @@ def test_the_cache_is_listed_and_cleared(shipped: Shipped, tmp_path: Path, own_c
     assert arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz").code == 0
     (entry,) = json.loads(arvg("cache", "--json").out)["entries"]
     assert Path(entry["folder"]).parent == own_cache / "bundles" and entry["bytes"] > 10**6
+    with Bundle(shipped.file) as bundle:
+        facts = bundle.facts
+    assert entry["bundle"] == f"{facts.model}, {facts.quantization}"
+    assert f"({entry['bundle']})" in arvg("cache").out
     assert json.loads(arvg("cache", "--clear", "--days", 1, "--json").out)["removed"] == []
+    lines = arvg("cache", "--clear", "--days", 1).out.splitlines()
+    assert lines[0] == "nothing was removed: all was opened within 1 days, or is in use"
+    assert len(lines) == 2 and entry["folder"] in lines[1]
     found = json.loads(arvg("cache", "--clear", "--json").out)
     assert found == {"removed": [entry["folder"]], "entries": []}
-    assert arvg("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz").code == 0
+    again = ("encode", shipped.file, shipped.photo, "-o", tmp_path / "t.npz")
+    assert arvg(*again, "--force").code == 0
 
 
 def test_a_program_requires_a_key(shipped: Shipped, tmp_path: Path) -> None:
@@ -577,7 +592,12 @@ def test_verify_and_inspect_say_which_images_an_engine_takes(shipped: Shipped) -
     lines = arvg("verify", shipped.file).out.splitlines()
     taken = [line for line in lines if line.endswith("; takes images of 64x64")]
     assert [line.split(":")[0] for line in taken] == ["rtx-sm86-sm120"]
-    assert "image_sizes: rtx-sm86-sm120 64" in arvg("inspect", shipped.file).out.splitlines()
+    inspected = arvg("inspect", shipped.file).out.splitlines()
+    assert "image_sizes: rtx-sm86-sm120 64" in inspected
+    # The very version decides, so both say it, whether or not the engine opens here.
+    version = builder_release("tensorrt_rtx")
+    assert f"TensorRT for RTX {version}" in taken[0]
+    assert f"builders: rtx-sm86-sm120 TensorRT for RTX {version}" in inspected
 
 
 def test_bundle_warns_of_engines_that_the_report_does_not_have(

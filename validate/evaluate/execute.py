@@ -18,6 +18,7 @@ from typing import Any
 
 from ...calibrate.executors import Execution, ray_session
 from ...errors import GenerationError, OutOfMemory
+from ...workspace.child_python import outside_current_directory
 from .shards import remove_leftovers
 from .work import ShardMaker, ShardTask, make_shard
 
@@ -59,12 +60,18 @@ def in_processes(execution: Execution, tasks: Sequence[ShardTask], done: Done, w
 def run_pool(execution: Execution, left: dict[int, ShardTask], done: Done) -> None:
     """Make shards in one pool; those that are made leave `left`, whatever happens after."""
     workers = min(execution.workers, len(left))
+    here = os.getcwd()
     # Spawned: sessions and their threads do not survive a fork.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=end_with_parent
-    )
+    with outside_current_directory():
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=get_context("spawn"),
+            initializer=begin,
+            initargs=(here,),
+        )
     try:
-        pending = {pool.submit(make_shard, task) for task in left.values()}
+        with outside_current_directory():
+            pending = {pool.submit(make_shard, task) for task in left.values()}
         while pending:
             ready, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in sorted(ready, key=lambda f: f.exception() is not None):
@@ -73,6 +80,12 @@ def run_pool(execution: Execution, left: dict[int, ShardTask], done: Done) -> No
                 done(shard)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def begin(directory: str) -> None:
+    """Work in the directory of the process that started this one, and end when that is gone."""
+    os.chdir(directory)
+    end_with_parent()
 
 
 def end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -371,6 +372,18 @@ def test_targets_that_no_provider_opens_are_warned_of(kit: Path, tmp_path: Path)
     assert "no provider of ONNX Runtime opens engines of TensorRT for RTX on sm80: " in warning
 
 
+def test_sites_that_run_in_fp16_on_a_target_are_warned_of(kit: Path, tmp_path: Path) -> None:
+    """Were its linears convolutions, sm75 would have no INT8 kernel for them."""
+    _, build = read_kit(kit, RTX, ("sm75", "sm86"))
+    sites = tuple(msgspec.structs.replace(site, op="Conv") for site in build.site_map.sites)
+    site_map = msgspec.structs.replace(build.site_map, sites=sites)
+    for changed, count in ((build, 0), (dataclasses.replace(build, site_map=site_map), 1)):
+        lines = Lines()
+        list(groups.prepare_groups(changed, "int8", {}, tmp_path / "int8", lines))
+        found = [line for line in lines.warned if "quantized sites run in FP16" in line]
+        assert len(found) == count and all(line.startswith("sm75: all ") for line in found)
+
+
 def test_build_and_bundle_say_in_one_line_what_opens_nowhere(
     workspace: Path, tmp_path: Path
 ) -> None:
@@ -384,6 +397,14 @@ def test_build_and_bundle_say_in_one_line_what_opens_nowhere(
         assert outcome.code == 0, outcome
         lines = [line for line in outcome.err.splitlines() if "no provider of ONNX" in line]
         assert len(lines) == 1 and " on sm75: " in lines[0]
+
+
+def test_a_target_of_a_jetson_needs_its_kit_and_no_package(workspace: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "ws"
+    shutil.copytree(workspace, copy)
+    outcome = arvg("build", copy, "--backend", "tensorrt", "--target", "orin")
+    assert_refused(outcome, 6, "a Jetson builds its own engine", "arvg-trt build --from FILE")
+    assert "pip install" not in outcome.err
 
 
 def test_a_build_from_a_bundle_makes_a_workspace_and_leaves_others_alone(

@@ -10,12 +10,15 @@ import msgspec
 import pytest
 
 import arvg_trt
+from arvg_trt.engines.tensorrt import targets as targets_module
 from arvg_trt.engines.tensorrt.targets import (
     Format,
     capabilities,
     check_formats,
     group_targets,
+    half_instead,
     known,
+    require_local_gpu,
     resolve_target,
 )
 from arvg_trt.errors import BuildError
@@ -201,3 +204,34 @@ def test_the_table_is_installed() -> None:
     settings = msgspec.toml.decode((Path(arvg_trt.__file__).parent / "pyproject.toml").read_bytes())
     data = settings["tool"]["setuptools"]["package-data"]
     assert "targets.toml" in data["arvg_trt.engines.tensorrt"]
+
+
+@pytest.mark.parametrize("here", [None, 89])
+def test_what_tensorrt_cannot_build_here_is_refused_with_the_way(
+    here: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No package would help, whether it is installed or not."""
+    monkeypatch.setattr(targets_module, "device_compute_capability", lambda: here)
+    with pytest.raises(
+        BuildError, match=r"not for orin \(sm87\) \(a Jetson builds its own.*kit|bundle"
+    ):
+        require_local_gpu([resolve_target("orin", "tensorrt")])
+    with pytest.raises(BuildError, match=r"not for a10 \(sm86\) .*tensorrt_rtx"):
+        require_local_gpu([resolve_target("a10", "tensorrt")])
+    with pytest.raises(BuildError, match=r"not for h100 \(sm90\) \(build on that device\)"):
+        require_local_gpu([resolve_target("h100", "tensorrt")])
+    if here:
+        require_local_gpu([resolve_target("rtx4090", "tensorrt")])
+
+
+def test_sites_that_run_in_fp16_on_a_target_are_said() -> None:
+    required: dict[str, Format] = {"a": "int8_conv", "b": "int8_weights", "c": "int8_gemm"}
+    text = half_instead(required, rtx("t4"))
+    assert text is not None and text.startswith("sm75: 2 of 3 quantized sites run in FP16 there")
+    assert "gains no speed" not in text
+    del required["c"]
+    text = half_instead(required, rtx("t4", "rtx4090"))
+    assert text is not None and text.startswith("sm75: all 2 quantized sites run in FP16 there")
+    assert "gains no speed: `--name fp16`" in text
+    assert half_instead(required, rtx("rtx4090")) is None
+    assert half_instead({"c": "int8_gemm"}, rtx("t4")) is None
