@@ -12,8 +12,9 @@ from arvg_trt.engines.packed.write import known_weights, pack_folder
 from arvg_trt.graph.weight_file import SharedWeights
 from arvg_trt.runtime.packed.expand import untold
 from arvg_trt.samples.files import save_sample
-from arvg_trt.validate.machine.start import STATUS, StartRequest, measure_starts
+from arvg_trt.validate.machine.start import StartRequest, measure_starts
 from arvg_trt.validate.measure.sizes import measure_download
+from arvg_trt.workspace.peak_memory import STATUS
 from arvg_trt.workspace.stage import SilentReporter
 
 from ...engines.packed.folders import SIDE, linears, quantized_folder
