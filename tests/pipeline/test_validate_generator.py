@@ -181,7 +181,7 @@ def test_a_report_says_whether_its_calibration_was_enough(
         "classes": [0, 1, 2, 3, 4],
     }
     page = (quantized / "validate" / "w6a6" / "report.md").read_text()
-    settled = f"settled at {grown['settled']} of {len(grown['sites'])} inputs"
+    settled = f"ranges of {grown['settled']} of {len(grown['sites'])} layer inputs had settled"
     assert "Calibration classes, 5: 0-4." in page
     assert "They are of 5 classes, 0 of which calibration has not seen: 0-4." in page
     assert "Calibration images: 5." in page and "Attention products" not in page
