@@ -1,4 +1,4 @@
-"""What a new quantization may take is what the last one of the workspace took."""
+"""A new quantization is expected to take what the last one of the workspace took."""
 
 from __future__ import annotations
 
