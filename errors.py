@@ -140,6 +140,14 @@ def few(names: Sequence[str], most: int = 3) -> str:
     return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
+SLIP = 0.85  # likeness, of 1, from which a name is taken for a misspelt one
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return the known names most like `name`, nearest first, as a message lists them."""
-    return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=0.0))
+    """Return the known names most like `name`, nearest first, as a message lists them.
+
+    A slip of a letter or two has one answer; others beside it would be noise.
+    """
+    names = list(known)
+    slip = difflib.get_close_matches(name, names, n=1, cutoff=SLIP)
+    return ", ".join(slip or difflib.get_close_matches(name, names, n=count, cutoff=0.0))

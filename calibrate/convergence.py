@@ -1,4 +1,4 @@
-"""Judge whether the samples were enough: how much scales grew with the last half of them.
+"""Judge whether the samples were enough: how much ranges grew with the last half of them.
 
 Statistics stream by in order; what they were at a quarter and at half of the samples is kept on the
 way, so that no second run is needed. Ranges only grow, and a grid's step grows with its range: by
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from .statistics import OUTPUT, POSITION, Statistics, TensorStats
 
 Floats = NDArray[np.float64]
-# Largest growth that counts as converged: of a tensor's range, and of the ranges of nineteen in
-# twenty channels or positions.
+# Largest growth that counts as settled: of a tensor's range, which a per-tensor grid has, and of
+# the ranges of nineteen in twenty positions, which per-token grids have.
 TENSOR_LIMIT = 0.05
-MANY_LIMIT = 0.1
+POSITION_LIMIT = 0.1
+ENOUGH = 0.95  # of the inputs have settled; the rare outlier of one or two is no lack of samples
 QUANTILE = 0.95
 
 
@@ -61,16 +62,22 @@ class SiteGrowth(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def converged(self) -> bool:
-        return self.range_converged and self.channels <= MANY_LIMIT
+        """Return whether the ranges have that inputs are rounded to: the tensor's, the tokens'.
+
+        Those of single channels only shape how the input is scaled, which is tried on samples.
+        """
+        return self.tensor <= TENSOR_LIMIT and (self.positions or 0.0) <= POSITION_LIMIT
 
     @property
-    def range_converged(self) -> bool:
-        """Return whether the ranges have that inputs are rounded to: the tensor's, the tokens'."""
-        return self.tensor <= TENSOR_LIMIT and (self.positions or 0.0) <= MANY_LIMIT
+    def growth(self) -> float:
+        """Return what is farthest beyond its limit: the growth of the tensor or of positions."""
+        positions = self.positions or 0.0
+        beyond = positions / POSITION_LIMIT > self.tensor / TENSOR_LIMIT
+        return positions if beyond else self.tensor
 
 
 class Convergence(msgspec.Struct, frozen=True, kw_only=True):
-    """Say how many inputs' scales had converged; `enough` is None with too few batches.
+    """Say how many inputs' ranges had settled; `enough` is None with too few batches.
 
     `share` of the samples came before those whose growth `sites` have; `earlier` is the median over
     sites of `channels` from a quarter to half of the samples, to compare with `later`, the same
@@ -88,22 +95,15 @@ class Convergence(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Return the verdict as one line for a person."""
         if self.enough is None:
-            return "too few batches to tell whether the scales have converged"
-        line = f"scales converged at {self.settled} of {len(self.sites)} inputs"
+            return "too few batches to tell whether the ranges of layer inputs have settled"
+        line = f"the ranges of {self.settled} of {len(self.sites)} layer inputs have settled"
         if self.enough:
             return line
-        if all(site.range_converged for site in self.sites):
-            every = f"{len(self.sites)} of {len(self.sites)}"
-            few = f"of single channels, which only shape their scaling, at {self.settled}"
-            return f"ranges converged at {every} inputs; those {few}"
-        worst = max(self.sites, key=lambda s: (not s.converged, s.channels))
-        last, channels, tensor = (
-            f"{100 * part:.0f} %" for part in (1 - (self.share or 0), worst.channels, worst.tensor)
-        )
+        worst = max((site for site in self.sites if not site.converged), key=lambda s: s.growth)
         return (
-            f"{line}; furthest from it is the input of site {worst.name}: the last {last} of the "
-            f"samples widened its channels' ranges by {channels}, its tensor's by {tensor}; "
-            f"more samples may help"
+            f"{line}; {worst.name}'s still grew by {100 * worst.growth:.0f} % over the last "
+            f"{100 * (1 - (self.share or 0)):.0f} % of the samples: if a gate fails, calibrate "
+            "with more samples"
         )
 
 
@@ -118,7 +118,7 @@ def convergence(growth: RangeGrowth) -> Convergence:
     if len(growth.marks) > 1:
         earlier = median_growth(site_growths(growth.at[growth.marks[0]], half))
     return Convergence(
-        enough=settled == len(sites),
+        enough=settled >= ENOUGH * len(sites),
         settled=settled,
         share=growth.marks[-1] / growth.parts,
         earlier=earlier,

@@ -126,13 +126,17 @@ def recommend(
     """
     from ..engines.tensorrt.targets import resolve_target
     from ..validate.choice.candidates import read_candidates, report_files
+    from ..validate.choice.page import busy_lines
     from ..validate.choice.recommend import recommend as choose
     from ..validate.report.gates import parse_gates
     from ..validate.report.schema import METRIC_NAMES
 
     wanted = parse_gates(gates, METRIC_NAMES)
     built_for = target if target in (None, "cpu") else resolve_target(target, "tensorrt_rtx").sm
-    found = choose(read_candidates(report_files(folders), quality), wanted, built_for)
+    candidates = read_candidates(report_files(folders), quality)
+    for line in busy_lines(candidates.found):
+        click.echo(f"warning: {line}", err=True)
+    found = choose(candidates, wanted, built_for)
     if found.chosen is None:
         undecided = any(each.open for each in found.considered)
         kind = InconclusiveError if undecided else AccuracyError

@@ -24,6 +24,7 @@ from ..workspace.stage import PreparedStage
 from ..workspace.times import Took, read_times
 from ..workspace.verify import read_manifest
 from ..workspace.workspace import OTHER_WORKSPACE, WORKSPACE_FILE, Workspace
+from .earlier_runs import latest_alike
 from .fetching import NOTHING, Fetched, must_fetch, published_files
 from .run_costs import expected
 from .why import StageName, changes, prepare
@@ -38,9 +39,9 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
 
     `source` says where seconds, memory and disk come from: an earlier run in this workspace, or an
     estimate from sizes, which the memory of a TensorRT build always is. `like` is the model whose
-    measured run an estimate is made of, if it is. `fetch` is what is fetched of a
-    published checkpoint, in bytes where known; `fetch_checked` whether the Hub has it, None where
-    nothing is fetched.
+    measured run an estimate is made of, or `like_folder` the folder of this workspace. `fetch` is
+    what is fetched of a published checkpoint, in bytes where known; `fetch_checked` whether the Hub
+    has it, None where nothing is fetched.
     """
 
     stage: StageName
@@ -53,6 +54,7 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     disk: int | None = None
     source: Literal["earlier run", "estimate"] | None = None
     like: str | None = None
+    like_folder: str | None = None
     fetch: tuple[str, ...] = ()
     fetch_bytes: int | None = None
     fetch_checked: bool | None = None
@@ -221,8 +223,13 @@ def with_build_estimate(row: PlannedStage, prepared: PreparedStage, root: Path) 
 
 
 def measured(stage: StageName, folder: str, times: dict[str, Took]) -> PlannedStage:
-    """Return a row with what the stage took before in this workspace, where it was timed."""
-    took = times.get(folder)
+    """Return a row with what the stage took before in this workspace, where it was timed.
+
+    Another quantization's time is an estimate: its bits and rounding may be others.
+    """
+    took, other = times.get(folder), None
+    if took is None and (alike := latest_alike(times, folder)) is not None:
+        other, took = alike
     return PlannedStage(
         stage=stage,
         folder=folder,
@@ -231,7 +238,8 @@ def measured(stage: StageName, folder: str, times: dict[str, Took]) -> PlannedSt
         seconds=took.seconds if took else None,
         memory=took.memory if took else None,
         disk=took.bytes if took else None,
-        source="earlier run" if took else None,
+        source=None if took is None else "estimate" if other else "earlier run",
+        like_folder=other,
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..families.variants import find_model, shipped_checkpoint
+from ..families.variants import find_model
 from ..recipe.recipe import Recipe
 from ..runtime.families import find_family
+from .checkpoint import check_checkpoint
 
 
 class Fetched(NamedTuple):
@@ -24,22 +25,17 @@ def must_fetch(recipe: Recipe) -> bool:
     """Return whether a checkpoint is on the Hub and not in its cache on this machine.
 
     Raises:
-        ExportError: a file or folder that is not there, not complete or too small for the model,
-            or one of the cache that is not as published.
+        ExportError: a file or folder that is not there, not complete or of another model, or one
+            of the cache that is not as published.
     """
     from ..export.checkpoint.hub import NotCached
-    from ..export.checkpoint.resolve import require_enough, resolve_checkpoint
 
-    entry = find_model(recipe.model)
-    if find_family(entry.family).source == "graphs":
+    if find_family(find_model(recipe.model).family).source == "graphs":
         return False
-    spec = recipe.checkpoint or shipped_checkpoint(entry)
     try:
-        found = (entry.files, entry.elsewhere, entry.published)
-        paths = resolve_checkpoint(spec, *found, cached=True)
+        check_checkpoint(recipe)
     except NotCached:
         return True
-    require_enough(paths, recipe.model, entry.parameters)
     return False
 
 

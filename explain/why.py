@@ -19,10 +19,11 @@ from ..recipe.file import load_recipe
 from ..recipe.recipe import Recipe
 from ..workspace.facts import known_name
 from ..workspace.files import decode_json, sha256_file
-from ..workspace.manifest import MANIFEST, Manifest
+from ..workspace.manifest import MANIFEST, Manifest, is_up_to_date
 from ..workspace.stage import PreparedStage, SilentReporter, package_versions
 from ..workspace.verify import PLACES, read_manifest
 from ..workspace.workspace import RECIPE_FILE, Workspace, require_workspace
+from .checkpoint import check_checkpoint
 
 State = Literal["up to date", "unchanged", "runs again", "never run"]
 StageName = Literal["export", "calibrate", "quantize", "build", "validate"]
@@ -113,6 +114,8 @@ def prepare(workspace: Workspace, stage: StageName, recipe: Recipe) -> list[Prep
         graphs = [Path(graph) for graph in recipe.graphs]
         arguments = (workspace, recipe.model, recipe.checkpoint, PARITY_PICTURES, graphs, reporter)
         own = prepare_any(*arguments, weights=recipe.weights, title=recipe.title, cached=True)
+        if recipe.checkpoint is not None and not is_up_to_date(own.folder, own.wanted):
+            check_checkpoint(recipe)
         return [own]
     if stage == "calibrate":
         return [prepare_calibration(workspace, recipe.calibrate, reporter)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ExportError
 from ..export.shape import DYNAMIC, ExportShape
@@ -24,7 +24,13 @@ __all__ = ["Exporter", "Family", "FileSets", "HubFile", "Variant", "unsized_vari
 
 
 class Exporter(ABC):
-    """Write the graphs of a checkpoint and compare them with PyTorch."""
+    """Write the graphs of a checkpoint and compare them with PyTorch.
+
+    Attributes:
+        part: what the family's own tensors are, in words: "a VAR transformer".
+    """
+
+    part: ClassVar[str] = "another model"
 
     def check_shape(self, name: str, form: ExportShape) -> None:
         """Check that the model `name` can have graphs of this shape; here only the default.
@@ -46,6 +52,24 @@ class Exporter(ABC):
         Raises:
             ExportError: the checkpoint does not fit, or a difference above the tolerance.
         """
+
+    def check(self, job: ExportJob) -> None:
+        """Check that the checkpoint is of the job's model, as `export` would; here nothing.
+
+        A job of `shapes_only` reads names and shapes alone.
+
+        Raises:
+            ExportError: keys, shapes, sizes or halves that do not fit.
+        """
+        return
+
+    def load_part(self, job: ExportJob, tensors: dict[str, Any]) -> Any:
+        """Return the configuration of `part`, loaded from a checkpoint; here never.
+
+        Raises:
+            ExportError: they do not have it.
+        """
+        raise ExportError(f"is not {self.part}", where=job.spec, do="name another model")
 
     def torch_graphs(self, job: ExportJob) -> Mapping[str, TorchGraph]:
         """Load the checkpoint, and return what computes graphs in PyTorch, by their names.

@@ -156,7 +156,7 @@ def prepare_export(
         ExportError: the checkpoint does not fit or the model has no such form, or its graphs
             differ from PyTorch.
     """
-    from ..export.checkpoint.resolve import require_enough, resolve_checkpoint
+    from ..export.checkpoint.resolve import resolve_checkpoint
 
     entry = find_model(name)
     family = find_family(entry.family)
@@ -168,8 +168,6 @@ def prepare_export(
         require_one_size(entry, family.snapshots, Path(spec))
     found = (entry.files, entry.elsewhere, entry.published)
     paths = resolve_checkpoint(spec, *found, cached=cached, progress=reporter.progress)
-    if cached:  # nothing will be read, which would say more
-        require_enough(paths, name, entry.parameters)
     job = ExportJob(
         entry=entry,
         spec=spec,

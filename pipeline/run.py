@@ -20,7 +20,6 @@ from ..samples.sources import check_options
 from ..workspace.facts import FP16
 from ..workspace.files import atomic_write
 from ..workspace.stage import Reporter, StageResult
-from ..workspace.times import record_times
 from ..workspace.workspace import RECIPE_FILE, Workspace
 from .build import build_stage
 from .calibrate import calibrate_stage
@@ -143,7 +142,6 @@ def run_stages(
 
     def finish(stage: str, result: StageResult) -> None:
         results.append(result)
-        record_times(Path(recipe.workspace), [result])
         took = "up to date" if result.skipped else f"{result.seconds:.1f} s"
         reporter.say(f"{stage:<10} {took:>10}  {result.folder}")
 

@@ -25,6 +25,7 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     gap: str = ""
 
 
+POOR_DB = 20.0  # below it an image of 8 bits is off by more than a tenth of its range
 # What stands in front of a figure, and behind it. Tokens of a generator, which alone has `top1`,
 # are of images that both sides made of the same seeds: they inform, and judge nothing.
 _FIGURES = (
@@ -49,6 +50,20 @@ def summary(found: ValidationFacts) -> str:
     if "speedup" in found.metrics:
         parts.append(speed_text(found))
     return ", ".join(parts)
+
+
+def poor_line(found: ValidationFacts) -> str:
+    """Return a line where FP32 itself reconstructs so poorly that a drop says little; else ""."""
+    metrics = found.metrics
+    if "psnr" not in metrics or "psnr_drop" not in metrics:
+        return ""
+    of_fp32 = metrics["psnr"] + metrics["psnr_drop"]
+    if of_fp32 >= POOR_DB:
+        return ""
+    return (
+        f"FP32 itself reconstructs these images at {metric_text('psnr', of_fp32)} alone: judge by "
+        "the tokens and the PSNR to FP32, and check that the images and the checkpoint fit"
+    )
 
 
 def speed_text(found: ValidationFacts) -> str:

@@ -16,6 +16,7 @@ from ..errors import ArvgError
 from .files import atomic_folder, decode_json, recover_folder
 from .manifest import MANIFEST, Manifest, is_up_to_date, write_manifest
 from .peak_memory import resident_peak
+from .times import record_time
 from .verify import verify
 from .workspace import Workspace
 
@@ -137,6 +138,7 @@ def run_stage(folder: Path, wanted: Manifest, work: Work) -> StageResult:
             raise
         manifest = write_manifest(temporary, wanted, msgspec.to_builtins(results))
     seconds = time.monotonic() - start
+    record_time(folder, seconds, peak.bytes)
     return StageResult(
         folder=folder, manifest=manifest, skipped=False, seconds=seconds, memory=peak.bytes
     )

@@ -1,17 +1,17 @@
 """Keep what each stage of a workspace took when it last ran, for those who plan the next run.
 
-A file of its own: manifests, and so bundles, are the same bytes however long a stage took.
+Whatever ran it is timed, `run` or the stage's own command; the latest comes last. It is a file of
+its own: manifests, and so bundles, are the same bytes however long a stage took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from .files import UNDECODABLE, atomic_write, encode_json
-from .stage import StageResult
+from .workspace import WORKSPACE_FILE
 
 TIMES_FILE = "times.json"
 
@@ -36,19 +36,18 @@ def read_times(root: Path) -> dict[str, Took]:
         return {}
 
 
-def record_times(root: Path, results: Iterable[StageResult]) -> None:
-    """Add what the stages that ran have taken."""
-    found = {
-        result.folder.relative_to(root).as_posix(): Took(
-            seconds=round(result.seconds, 3),
-            bytes=folder_bytes(result.folder),
-            memory=result.memory,
-        )
-        for result in results
-        if not result.skipped
-    }
-    if found:
-        atomic_write(root / TIMES_FILE, encode_json({**read_times(root), **found}))
+def record_time(folder: Path, seconds: float, memory: int | None) -> None:
+    """Add what a stage took to the times of the workspace that its folder lies in, as the latest.
+
+    A folder outside of any is left alone.
+    """
+    root = next((above for above in folder.parents if (above / WORKSPACE_FILE).is_file()), None)
+    if root is None:
+        return
+    name = folder.relative_to(root).as_posix()
+    times = {key: took for key, took in read_times(root).items() if key != name}
+    times[name] = Took(seconds=round(seconds, 3), bytes=folder_bytes(folder), memory=memory)
+    atomic_write(root / TIMES_FILE, encode_json(times))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -50,6 +50,7 @@ class ConsoleReporter:
         self.task: Any = None
         self.description = self.stage = ""
         self.passes: dict[str, int] = {}
+        self.begun = 0
         self.done = self.total = 0
         self.line_seconds = line_seconds
         self.started = time.monotonic()
@@ -78,10 +79,12 @@ class ConsoleReporter:
     def progress(self, task: str, done: int, total: int) -> None:
         stage, _, work = task.partition(STAGE_END)
         if stage != self.stage or work == WORKING:
-            self.stage, self.started, self.passes = stage, time.monotonic(), {}
+            self.stage, self.started, self.passes, self.begun = stage, time.monotonic(), {}, 0
         if task not in self.passes or (total and not done):
-            self.passes[task] = self.passes.get(task, 0) + 1
-        if self.passes[task] > 1:
+            # Of all tasks of the stage together: numbers that a reader sees only rise.
+            self.begun += work != WORKING
+            self.passes[task] = self.begun if task in self.passes else 0
+        if self.passes[task]:
             task = f"{stage}{STAGE_END}pass {self.passes[task]}, {work}" if work else task
         self.done, self.total = done, total
         if task != self.description:

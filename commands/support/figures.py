@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...errors import AccuracyError, InconclusiveError
 from ...quantize.facts import QuantizationFacts, count_sites
-from ...validate.facts import ValidationFacts, download_line, summary
+from ...validate.facts import ValidationFacts, download_line, poor_line, summary
+from ...validate.formats import DISTANCE
 from ...validate.intervals.figure import plain
 from ...validate.intervals.speeds import IN_ROUNDS
 from ...validate.report.gates import GateResult, chance_text, metric_of
 from ...workspace.facts import facts
 from ...workspace.stage import StageResult
+
+if TYPE_CHECKING:
+    from ...validate.report.schema import Report
 
 MOST_REASONS = 4
 
@@ -57,15 +61,30 @@ def print_figures(results: Sequence[StageResult]) -> None:
             click.echo("\n".join(quantized_lines(result)))
     validated = results[-1]
     found = facts(validated.manifest, ValidationFacts)
+    report = load_report(validated.folder)
     click.echo(summary(found))
-    click.echo(download_line(found))
+    for line in (frechet_line(report), download_line(found), poor_line(found)):
+        if line:
+            click.echo(line)
     if found.gap:
         click.echo(found.gap)
     if found.opinions:
         click.echo(found.opinions)
-    for gate in load_report(validated.folder).gates:
+    for gate in report.gates:
         click.echo(gate_line(gate, found))
     click.echo(str(validated.folder / "report.html"))
+
+
+def frechet_line(report: Report) -> str:
+    """Return a generator's distances to FP32's images, beside what chance makes of as many."""
+    found = report.generation.get(report.headline or "")
+    rows = found.pictures.frechet if found is not None and found.pictures is not None else ()
+    parts = [
+        f"{DISTANCE(row.distance)} on {row.key.removeprefix('frechet_')} "
+        f"(two sets of FP32 images: {DISTANCE(row.floor)})"
+        for row in rows
+    ]
+    return f"Fréchet distance to FP32's images {', '.join(parts)}" if parts else ""
 
 
 def gate_line(gate: GateResult, found: ValidationFacts) -> str:

@@ -28,6 +28,11 @@ FOREIGN_NAME = re.compile(r"GLOBAL ([\w.]+\w)")
 FINITE_TESTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+# Tensors of so many numbers and fewer have values also where only shapes are asked for: they tell
+# configurations.
+SMALL = 1 << 14
+
+
 def no_line(line: str) -> None:
     """Ignore a line."""
 
@@ -46,9 +51,15 @@ class WeightChoice:
 
 
 def read_all(
-    paths: Sequence[Path], infinite: Collection[str] = (), choice: WeightChoice | None = None
+    paths: Sequence[Path],
+    infinite: Collection[str] = (),
+    choice: WeightChoice | None = None,
+    *,
+    shapes_only: bool = False,
 ) -> dict[str, Tensor]:
     """Return the tensors of all files together; `infinite` names those with intended infinities.
+
+    With `shapes_only` the values of large tensors are not read: those are on the meta device.
 
     Raises:
         ExportError: a file that cannot be read, one tensor with two values, NaN or infinity, or no
@@ -60,7 +71,9 @@ def read_all(
     for path in paths:
         found = read_tensors(path, choice.weights, taken)
         for name, tensor in found.items():
-            if name in tensors and not torch.equal(tensors[name], tensor):
+            if shapes_only and tensor.numel() > SMALL:
+                tensor = tensor.to("meta")
+            if name in tensors and not same(tensors[name], tensor):
                 raise ExportError(
                     f"{name} differs from the one in {paths[0].name}",
                     where=str(path),
@@ -76,9 +89,16 @@ def read_all(
     for line in taken:
         hint = "" if choice.asked else f"; --weights {other(choice.weights)} for the latter"
         choice.say(line + hint)
-    tested = {k: v for k, v in tensors.items() if k not in infinite}
+    tested = {k: v for k, v in tensors.items() if k not in infinite and not v.is_meta}
     require_finite(tested, ", ".join(str(p) for p in paths))
     return tensors
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have the same values; where these were not read, the shape."""
+    if one.is_meta or other.is_meta:
+        return one.shape == other.shape and one.dtype == other.dtype
+    return torch.equal(one, other)
 
 
 def read_tensors(

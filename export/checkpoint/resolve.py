@@ -60,7 +60,7 @@ def resolve_checkpoint(
 def require_enough(paths: Sequence[Path], model: str, parameters: int) -> None:
     """Raise ExportError for files with less than a byte for each number of a model of this size.
 
-    For who reads no file; else the first key that does not fit says more.
+    For a family that checks no keys; else the first that does not fit says more.
     """
     size = sum(path.stat().st_size for path in paths)
     if size < parameters:

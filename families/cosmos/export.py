@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ...errors import ExportError
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
 from ...workspace.files import encode_json
@@ -12,12 +13,16 @@ from ..base import Exporter
 from ..shared.job import PARITY_SIZE, ExportJob, mark_norms
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..shared.torch_graphs import TorchGraph
     from .model import CosmosTokenizer
 
 
 class CosmosExporter(Exporter):
     """Exports a Cosmos tokenizer."""
+
+    part = "a Cosmos tokenizer"
 
     def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write a Cosmos tokenizer's two graphs; returns the manifest's results."""
@@ -42,6 +47,14 @@ class CosmosExporter(Exporter):
             parity_images=job.image_names,
         )
 
+    def check(self, job: ExportJob) -> None:
+        """Load it."""
+        load_model(job)
+
+    def load_part(self, job: ExportJob, tensors: dict[str, Tensor]) -> Any:
+        """Return the configuration of the tensors' model."""
+        return fit_model(job, tensors).config
+
     def torch_graphs(self, job: ExportJob) -> dict[str, TorchGraph]:
         """Return both halves; the decoder takes what the encoder gives first."""
         from ..shared.torch_graphs import TorchGraph
@@ -61,13 +74,27 @@ def load_model(job: ExportJob) -> CosmosTokenizer:
     Raises:
         ExportError: it does not fit.
     """
-    from ...export.checkpoint.config_json import read_beside
+    from ..shared.recognize import explain_refusal
     from ..variants import check_config
+
+    try:
+        model = fit_model(job, job.read())
+    except ExportError as error:
+        raise explain_refusal(job, CosmosExporter.part, error) from error.__cause__
+    check_config(job.entry, model.config, job.spec)
+    return model
+
+
+def fit_model(job: ExportJob, tensors: dict[str, Tensor]) -> CosmosTokenizer:
+    """Return the model of a checkpoint's tensors.
+
+    Raises:
+        ExportError: they do not fit.
+    """
+    from ...export.checkpoint.config_json import read_beside
     from .checkpoint import load_cosmos
     from .config import CosmosConfig, CosmosJson
 
     known = job.entry.config if isinstance(job.entry.config, CosmosConfig) else None
     config_json = read_beside(job.paths[0].parent, CosmosJson)
-    model = load_cosmos(job.read(), job.spec, config_json, known)
-    check_config(job.entry, model.config, job.spec)
-    return model
+    return load_cosmos(tensors, job.spec, config_json, known)

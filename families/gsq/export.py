@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+from ...errors import ExportError
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
 from ...runtime.sessions.open import open_session
@@ -15,6 +16,8 @@ from ..base import Exporter
 from ..shared.job import PARITY_SIZE, ExportJob
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..shared.torch_graphs import TorchGraph
     from .config import GsqConfig
     from .model import GsqTokenizer
@@ -24,6 +27,8 @@ LEAST_POSITIONS = 2  # whose variance the decoder's norms take
 
 class GsqExporter(Exporter):
     """Exports a GSQ tokenizer."""
+
+    part = "a GSQ tokenizer"
 
     def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write both graphs and their sites; returns the manifest's results.
@@ -60,6 +65,14 @@ class GsqExporter(Exporter):
             parity_images=job.image_names,
         )
 
+    def check(self, job: ExportJob) -> None:
+        """Load it."""
+        load_model(job)
+
+    def load_part(self, job: ExportJob, tensors: dict[str, Tensor]) -> Any:
+        """Return the configuration of the tensors' model."""
+        return fit_model(job, tensors).config
+
     def torch_graphs(self, job: ExportJob) -> dict[str, TorchGraph]:
         """Return both halves."""
         from ..shared.torch_graphs import vq_torch_graphs
@@ -75,7 +88,23 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     Raises:
         ExportError: it does not fit, or what tells the normalization disagrees or is missing.
     """
+    from ..shared.recognize import explain_refusal
     from ..variants import check_config
+
+    try:
+        model = fit_model(job, job.read())
+    except ExportError as error:
+        raise explain_refusal(job, GsqExporter.part, error) from error.__cause__
+    check_config(job.entry, model.config, job.spec)
+    return model
+
+
+def fit_model(job: ExportJob, tensors: dict[str, Tensor]) -> GsqTokenizer:
+    """The model of a checkpoint's tensors.
+
+    Raises:
+        ExportError: they do not fit, or what tells the normalization disagrees or is missing.
+    """
     from .model import load_gsq
     from .variants import VARIANTS
     from .yaml import read_normalization
@@ -84,9 +113,7 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     if normalization is None:
         known = [job.entry, *(entry for entry in VARIANTS if entry.hub == job.spec)]
         normalization = next((e.config.normalization for e in known if is_gsq(e.config)), None)
-    model = load_gsq(job.read(), job.spec, normalization)
-    check_config(job.entry, model.config, job.spec)
-    return model
+    return load_gsq(tensors, job.spec, normalization)
 
 
 def is_gsq(config: object) -> TypeGuard[GsqConfig]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class KlVaeExporter(TokenizerExporter["KlVae"]):
     """Exports a KL autoencoder."""
 
+    part = "a KL autoencoder"
+
     def load(self, job: ExportJob, tensors: dict[str, Tensor]) -> KlVae:
         """Load it from its tensors, strictly."""
         from .model import load_kl_vae

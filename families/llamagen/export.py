@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 class LlamagenExporter(LlamaExporter["LlamagenTransformer"]):
     """Exports a LlamaGen and its tokenizer."""
 
+    part = "a LlamaGen transformer"
     growth = "one token"
     ignored = "freqs_cis"  # the angles, which are computed; some files have them
 

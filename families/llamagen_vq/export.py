@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class LlamagenVqExporter(MapTokenizerExporter):
     """Exports LlamaGen's VQ."""
 
+    part = "a LlamaGen VQ tokenizer"
+
     def load(self, job: ExportJob, tensors: dict[str, Tensor]) -> LlamagenVq:
         """Load it from its tensors, strictly."""
         from .model import load_llamagen_vq

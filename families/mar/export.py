@@ -16,6 +16,8 @@ from .config import MarConfig, MarJson, sampling_of
 from .spec import MarDefaults, MarSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
     from ..kl_vae.model import KlVae
@@ -29,6 +31,8 @@ LOSS = "loss."
 class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
     """Exports a MAR and its tokenizer."""
 
+    part = "a MAR transformer"
+
     def check_shape(self, name: str, form: ExportShape) -> None:
         """Raises ExportError for any but the usual form."""
         if form != DYNAMIC:
@@ -38,15 +42,20 @@ class MarExporter(TransformerExporter["MarTransformer", "KlVae"]):
                 do="leave out --static-batch and --kv-type",
             )
 
-    def load(self, job: ExportJob) -> tuple[MarTransformer, KlVae]:
+    def load_transformer(self, job: ExportJob, tensors: dict[str, Tensor]) -> MarTransformer:
+        """Load the encoder, the decoder and the denoiser."""
+        from .checkpoint import load_mar
+
+        return load_mar(tensors, job.spec, read_config_json(job))
+
+    def load_pair(self, job: ExportJob) -> tuple[MarTransformer, KlVae]:
         """Load both, of one latent."""
         from ..kl_vae.model import load_kl_vae
-        from .checkpoint import load_mar
 
         return load_parts(
             job,
             f"{VAE}.ckpt",
-            lambda tensors: load_mar(tensors, job.spec, read_config_json(job)),
+            lambda tensors: self.load_transformer(job, tensors),
             lambda tensors, model: one_latent_a_token(
                 load_kl_vae(tensors, job.spec), model.config.latent_channels, job.spec
             ),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class MaskgitVqExporter(MapTokenizerExporter):
     """Exports a MaskGIT-VQ."""
 
+    part = "a MaskGIT-VQ tokenizer"
+
     def load(self, job: ExportJob, tensors: dict[str, Tensor]) -> MaskgitVq:
         """Load it from its tensors, strictly."""
         from .model import load_maskgit_vq

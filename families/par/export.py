@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class ParExporter(LlamaExporter["ParTransformer"]):
     """Exports a PAR and its tokenizer."""
 
+    part = "a PAR transformer"
     growth = "a few tokens"
 
     def load_transformer(self, job: ExportJob, tensors: dict[str, Tensor]) -> ParTransformer:

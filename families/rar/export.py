@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class RarExporter(TokenMapExporter["RarTransformer", "MaskgitVq"]):
     """Exports a RAR and its tokenizer."""
 
+    part = "a RAR transformer"
     tokenizer_file = f"{TOKENIZER}.bin"
     growth = "one token"
 

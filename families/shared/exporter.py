@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypedDict, c
 
 import numpy as np
 
+from ...errors import ExportError
 from ...export.facts import Parity
 from ...export.shape import ExportShape
 from .isolated_export import GeneratorExporter
@@ -41,12 +42,39 @@ class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
     """Exports a transformer and the tokenizer that it was trained with."""
 
     @abstractmethod
-    def load(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
+    def load_transformer(self, job: ExportJob, tensors: dict[str, Tensor]) -> Transformer:
+        """Load the transformer from its tensors, strictly."""
+
+    @abstractmethod
+    def load_pair(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
         """Load both from the job's checkpoint.
 
         Raises:
             ExportError: one is missing, is another variant's, or they do not belong together.
         """
+
+    def load(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
+        """Load both; an error says which other model the checkpoint is of, if it is of one.
+
+        Raises:
+            ExportError: as `load_pair`.
+        """
+        from .recognize import explain_refusal
+
+        try:
+            return self.load_pair(job)
+        except ExportError as error:
+            raise explain_refusal(job, self.part, error) from error.__cause__
+
+    def check(self, job: ExportJob) -> None:
+        """Load both."""
+        self.load(job)
+
+    def load_part(self, job: ExportJob, tensors: dict[str, Tensor]) -> Any:
+        """Return the transformer's configuration."""
+        from ...export.checkpoint.strict import split_parts
+
+        return self.load_transformer(job, split_parts(tensors)[0]).config
 
     @abstractmethod
     def spec(self, job: ExportJob, model: Transformer, tokenizer: Tokenizer) -> GeneratorSpec:
@@ -112,10 +140,6 @@ class TokenMapExporter(TransformerExporter[Transformer, Tokenizer]):
     ignored: ClassVar[str | None] = None
 
     @abstractmethod
-    def load_transformer(self, job: ExportJob, tensors: dict[str, Tensor]) -> Transformer:
-        """Load the transformer from its tensors, strictly."""
-
-    @abstractmethod
     def load_tokenizer(self, job: ExportJob, tensors: dict[str, Tensor]) -> Tokenizer:
         """Load the tokenizer from its tensors, strictly."""
 
@@ -142,7 +166,7 @@ class TokenMapExporter(TransformerExporter[Transformer, Tokenizer]):
         """Raises ExportError for fixed shapes: a graph a step would be too many."""
         refuse_static(name, form, self.growth)
 
-    def load(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
+    def load_pair(self, job: ExportJob) -> tuple[Transformer, Tokenizer]:
         """Load both, of one codebook."""
         return load_parts(
             job,

@@ -57,6 +57,7 @@ class ExportJob:
 
     `form` is how a generator's graphs are made. `weights` chooses where a trainer's snapshot has
     averaged ones beside the last ones; None takes what the family's official evaluation takes.
+    With `shapes_only` no values of large tensors are read: what is loaded is on the meta device.
     """
 
     entry: Variant
@@ -66,6 +67,7 @@ class ExportJob:
     reporter: Reporter
     form: ExportShape = DYNAMIC
     weights: Weights | None = None
+    shapes_only: bool = False
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -97,7 +99,7 @@ class ExportJob:
         official = find_family(self.entry.family).evaluated
         asked = self.weights is not None
         choice = WeightChoice(self.weights or official, asked, self.reporter.say)
-        return read_all(self.paths, infinite, choice)
+        return read_all(self.paths, infinite, choice, shapes_only=self.shapes_only)
 
     def reading(self) -> None:
         """Report that the checkpoint is read, the first step."""

@@ -6,12 +6,11 @@ import gc
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 from ...errors import ExportError
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
-from ...runtime.families import built_in_families
 from ...workspace.facts import TokenizerFacts
 from ...workspace.files import encode_json
 from ..base import Exporter
@@ -62,9 +61,31 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
 
     def torch_graphs(self, job: ExportJob) -> Mapping[str, TorchGraph]:
         """Load the tokenizer; returns both of its halves."""
+        return self.torch_halves(self.load_checked(job))
+
+    def load_checked(self, job: ExportJob) -> Tokenizer:
+        """Load the tokenizer; an error says which other model the checkpoint is of, if it is.
+
+        Raises:
+            ExportError: as `load`.
+        """
+        from ...export.checkpoint.strict import split_parts
+        from .recognize import explain_refusal
+
+        try:
+            return self.load(job, split_parts(job.read())[1])
+        except ExportError as error:
+            raise explain_refusal(job, self.part, error) from error.__cause__
+
+    def check(self, job: ExportJob) -> None:
+        """Load the tokenizer."""
+        self.load_checked(job)
+
+    def load_part(self, job: ExportJob, tensors: dict[str, Tensor]) -> Any:
+        """Return the tokenizer's configuration."""
         from ...export.checkpoint.strict import split_parts
 
-        return self.torch_halves(self.load(job, split_parts(job.read())[1]))
+        return self.load(job, split_parts(tensors)[1]).config
 
     def export(self, job: ExportJob, folder: Path) -> CheckpointFacts:
         """Write both graphs and their sites; returns the manifest's results.
@@ -72,16 +93,11 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
         Raises:
             ExportError: the checkpoint does not fit, or a difference above the tolerance.
         """
-        from ...export.checkpoint.strict import split_parts
         from ...export.weight_file import WeightFile
         from .vq_parity import check_vq_parity
 
         job.reading()
-        tensors = split_parts(job.read())[1]
-        try:
-            model = self.load(job, tensors)
-        except ExportError as error:
-            raise refusal(job, tensors, error) from error.__cause__
+        model = self.load_checked(job)
         facts = self.facts(model)
         parameters = sum(p.numel() for p in model.parameters())
         job.exporting()
@@ -102,30 +118,6 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
             parity=Parity(encoder=tokens if facts.discrete else None, graphs=differences),
             parity_images=job.image_names,
         )
-
-
-def refusal(job: ExportJob, tensors: dict[str, Tensor], error: ExportError) -> ExportError:
-    """Return what to say of a checkpoint that was refused: which other one it is, if known."""
-    name = other_tokenizer(job, tensors)
-    if name is None:
-        return error
-    what = f"is no {job.entry.name}, but a {name}"
-    return ExportError(what, where=job.spec, do=f"export it as {name}")
-
-
-def other_tokenizer(job: ExportJob, tensors: dict[str, Tensor]) -> str | None:
-    """Return the name of the tokenizer of another family that these are the tensors of, if any."""
-    for family in built_in_families():
-        if family.generates or family.source != "checkpoint" or family.name == job.entry.family:
-            continue
-        exporter = family.load_exporter()
-        if isinstance(exporter, TokenizerExporter):
-            try:
-                exporter.load(job, tensors)
-            except ExportError:
-                continue
-            return family.models[0].name
-    return None
 
 
 def image_side(facts: TokenizerFacts) -> int:

@@ -17,6 +17,8 @@ from .config import VarConfig, read_config_json
 from .spec import VarSpec
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ...export.weight_file import WeightFile
     from ...graph.sites import Site
     from ..shared.torch_graphs import TorchGraph
@@ -29,19 +31,26 @@ PUBLISHED = Defaults(cfg=1.5, top_k=900, top_p=0.96)  # of the published evaluat
 class VarExporter(TransformerExporter["VarTransformer", "VarVqvae"]):
     """Exports a VAR and its tokenizer."""
 
+    part = "a VAR transformer"
+
     def check_shape(self, name: str, form: ExportShape) -> None:
         """It has every form."""
 
-    def load(self, job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
+    def load_transformer(self, job: ExportJob, tensors: dict[str, Tensor]) -> VarTransformer:
+        """Load the transformer."""
+        from .checkpoint import load_var
+
+        return load_var(tensors, job.spec, read_config_json(job.paths[0].parent))
+
+    def load_pair(self, job: ExportJob) -> tuple[VarTransformer, VarVqvae]:
         """Load both, of one size and one codebook."""
         from ..var_vqvae.model import load_var_vqvae
-        from .checkpoint import INFINITE, load_var
+        from .checkpoint import INFINITE
 
-        told = read_config_json(job.paths[0].parent)
         return load_parts(
             job,
             f"{VAE}.pth",
-            lambda tensors: load_var(tensors, job.spec, told),
+            lambda tensors: self.load_transformer(job, tensors),
             lambda tensors, model: load_var_vqvae(tensors, job.spec, model.config.patch_nums),
             ("vocab_size", "latent_channels"),
             INFINITE,

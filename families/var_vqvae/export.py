@@ -31,6 +31,8 @@ class VqvaeJson(msgspec.Struct, frozen=True, kw_only=True):
 class VarVqvaeExporter(TokenizerExporter["VarVqvae"]):
     """Exports VAR's VQVAE."""
 
+    part = "a VAR VQVAE"
+
     def load(self, job: ExportJob, tensors: dict[str, Tensor]) -> VarVqvae:
         """Load it from its tensors, strictly.
 

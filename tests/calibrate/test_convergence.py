@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from arvg_trt.calibrate.calibration_run import CalibrationRun
-from arvg_trt.calibrate.convergence import RangeGrowth, convergence
+from arvg_trt.calibrate.convergence import Convergence, RangeGrowth, SiteGrowth, convergence
 from arvg_trt.calibrate.statistics import TensorStats
 
 from ..families.generators import TinyGenerator, activations
@@ -53,13 +53,12 @@ def test_repeated_batches_have_converged_and_a_late_outlier_has_not() -> None:
     batch = rng.normal(size=(8, 40))
     settled = convergence(grown([batch] * 4))
     assert settled.enough and settled.settled == 1
-    assert settled.text == "scales converged at 1 of 1 inputs"
+    assert settled.text == "the ranges of 1 of 1 layer inputs have settled"
     late = convergence(grown([batch] * 3 + [1.2 * batch]))
     assert late.enough is False and late.settled == 0
     assert late.text == (
-        "scales converged at 0 of 1 inputs; furthest from it is the input of site site: the last "
-        "50 % of the samples widened its channels' ranges by 17 %, its tensor's by 17 %; more "
-        "samples may help"
+        "the ranges of 0 of 1 layer inputs have settled; site's still grew by 17 % over the last "
+        "50 % of the samples: if a gate fails, calibrate with more samples"
     )
 
 
@@ -70,11 +69,32 @@ def test_single_channels_that_grow_are_told_from_ranges_that_do() -> None:
         return signs * np.where(np.arange(40) < 4, scale, 3.0)
 
     found = convergence(grown([rows(0.1), rows(0.1), rows(0.1), rows(0.4)]))
-    assert found.enough is False and found.settled == 0
-    assert found.text == (
-        "ranges converged at 1 of 1 inputs; those of single channels, which only shape their "
-        "scaling, at 0"
-    )
+    assert found.sites[0].channels > 0.7 and found.sites[0].tensor == 0
+    assert found.enough and found.settled == 1
+    assert found.text == "the ranges of 1 of 1 layer inputs have settled"
+
+
+def site(name: str, tensor: float, positions: float | None = None) -> SiteGrowth:
+    return SiteGrowth(name=name, tensor=tensor, channels=0.0, rms=0.0, positions=positions)
+
+
+def test_the_line_names_what_is_farthest_beyond_its_limit() -> None:
+    """Positions have twice the limit of tensors; NaN is beyond any."""
+    rows = (site("a", 0.06), site("b", 0.0, 0.3), site("c", 0.12), site("d", 0.01))
+    found = Convergence(enough=False, settled=1, share=0.5, sites=rows)
+    assert "of 1 of 4 layer inputs have settled; b's still grew by 30 %" in found.text
+
+
+@pytest.mark.parametrize(("late", "enough"), [(0, True), (1, True), (2, False)])
+def test_one_in_twenty_inputs_may_still_grow(late: int, enough: bool) -> None:
+    growth = RangeGrowth(4)
+    batch = np.random.default_rng(0).normal(size=(8, 40))
+    for part in range(4):
+        for k in range(20):
+            scale = 2.0 if part == 3 and k < late else 1.0
+            growth.add(f"site{k}", stats_of(scale * batch))
+    found = convergence(growth)
+    assert (found.settled, found.enough) == (20 - late, enough)
 
 
 def test_dead_channels_and_zeros_have_converged() -> None:

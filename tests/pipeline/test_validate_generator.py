@@ -181,7 +181,7 @@ def test_a_report_says_whether_its_calibration_was_enough(
         "classes": [0, 1, 2, 3, 4],
     }
     page = (quantized / "validate" / "w6a6" / "report.md").read_text()
-    settled = f"settled at {grown['settled']} of {len(grown['sites'])} inputs"
+    settled = f"ranges of {grown['settled']} of {len(grown['sites'])} layer inputs had settled"
     assert "Calibration classes, 5: 0-4." in page
     assert "They are of 5 classes, 0 of which calibration has not seen: 0-4." in page
     assert "Calibration images: 5." in page and "Attention products" not in page
@@ -347,6 +347,8 @@ def test_run_follows_a_recipe_of_a_generator_and_resumes(
     assert skipped_twice(recipe) == [False, True, True, False]
     outcome = arvg("run", recipe)
     assert "likeliest token equal" in outcome.out and "tokens equal" in outcome.out, outcome
+    assert "Fréchet distance to FP32's images " in outcome.out
+    assert " on latent (two sets of FP32 images: " in outcome.out
 
 
 @pytest.mark.parametrize(

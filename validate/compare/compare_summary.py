@@ -141,7 +141,7 @@ def cells(row: Row) -> tuple[str, str, str, str]:
     change = new.change
     text = ""
     if change is not None:
-        text = signed(row.rule, change) if change else row.rule.text(0.0)
+        text = signed(row.rule, change) if change else row.rule.change_text(0.0)
     return row.rule.title, row.rule.text(base.value), row.rule.text(new.value), text
 
 

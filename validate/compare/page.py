@@ -62,7 +62,8 @@ def _page(comparison: Comparison) -> Page:
                 _table("Metrics", HOW, comparison, True),
                 _table(
                     "Metrics that inform",
-                    "They fail nothing: one other token, or the worst of few samples, makes them.",
+                    "They fail nothing: one other token, the worst of few samples, or the load of "
+                    "the machine makes them.",
                     comparison,
                     False,
                 ),
@@ -106,7 +107,7 @@ def _cell_text(row: Row, cell: Cell) -> str | Badge:
 def signed(rule: Rule, change: float) -> str:
     """Return a change with its sign, in the metric's unit."""
     sign = "\u2212" if change < 0 else "+"
-    return f"{sign}{chr(0x221E) if math.isinf(change) else rule.text(abs(change))}"
+    return f"{sign}{chr(0x221E) if math.isinf(change) else rule.change_text(abs(change))}"
 
 
 def interval_text(rule: Rule, cell: Cell) -> str:

@@ -7,12 +7,16 @@ from typing import Literal
 
 from ..formats import METRICS
 
+POINTS = "pp"  # percentage points
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Define how a metric is judged; ``tolerance`` is absolute, or a share of the baseline.
 
-    ``machine`` metrics are judged on the same machine alone. ``decides`` says whether a loss fails
+    ``machine`` metrics are judged on the same machine alone, and of these by default those alone
+    decide that were timed in turn with FP32: milliseconds of two runs differ by the load of the
+    machine. ``decides`` says whether a loss fails
     a comparison: None leaves it to what the metric is. A ``required`` one must be decided.
     """
 
@@ -28,9 +32,16 @@ class Rule:
     def text(self, value: float | None) -> str:
         return METRICS[self.metric](value)
 
+    def change_text(self, change: float) -> str:
+        """Return a change of the value; of shares in percentage points, not in per cent of them."""
+        text = self.text(change)
+        return f"{text.removesuffix(' %')} {POINTS}" if text.endswith(" %") else text
+
     @property
     def tolerance_text(self) -> str:
-        return f"{100 * self.tolerance:g}%" if self.relative else self.text(self.tolerance)
+        if self.relative:
+            return f"{100 * self.tolerance:g}%"
+        return self.change_text(self.tolerance)
 
 
 RULES = (
@@ -81,7 +92,7 @@ RULES = (
     Rule("download_compression", "Download, smaller", "higher", 0.01, relative=True),
     Rule("packed_compression", "Packed weights, smaller", "higher", 0.01, relative=True),
     Rule("speedup", "Speed against FP32", "higher", 0.1, relative=True, machine=True),
-    Rule("latency_ms", "Engine latency, median", "lower", 0.1, relative=True, machine=True),
+    Rule("latency_ms", "Engine latency, median", "lower", 0.1, True, machine=True, decides=False),
     Rule("p90_ms", "Engine latency, p90", "lower", 0.2, True, machine=True, decides=False),
     Rule("p99_ms", "Engine latency, p99", "lower", 0.2, True, machine=True, decides=False),
     Rule("images_per_s", "Images a second", "higher", 0.1, True, machine=True, decides=False),

@@ -11,12 +11,11 @@ import msgspec
 
 from ...errors import RecipeError, nearest
 from ...workspace.files import UNDECODABLE, said
-from .rules import RULES, Rule
+from .rules import POINTS, RULES, Rule
 
 SCHEMA = "arvg-trt/tolerances/v1"
 INFORM = "inform"
 _AMOUNT = re.compile(r"(?P<number>[0-9.][0-9.eE+-]*)\s*(?P<unit>.*)", re.ASCII)
-POINTS = "pp"  # of a share, in percentage points
 EXAMPLE = "write for example psnr:0.1dB, kl:10% of the baseline, or top1:0.5pp in points"
 
 

@@ -38,7 +38,7 @@ class DgcRows(msgspec.Struct, frozen=True, kw_only=True):
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     """Say whether the calibration samples were enough for the scales to converge.
 
-    ``settled`` of ``inputs`` had their scales before the last ``1 - share`` of the samples.
+    ``settled`` of ``inputs`` had their ranges before the last ``1 - share`` of the samples.
     ``enough`` is None where there were too few batches to tell. ``classes`` are those that a
     generator was calibrated on.
     """
@@ -93,8 +93,8 @@ def calibration_notes(calibration: Calibration, noun: str) -> Iterator[str]:
     if calibration.classes:
         yield f"Calibration classes, {len(calibration.classes)}: {ranges(calibration.classes)}."
     if calibration.share is not None:
-        verdict = "enough" if calibration.enough else "not enough for all"
+        verdict = "enough" if calibration.enough else "more may help where a gate fails"
         yield (
-            f"Scales settled at {calibration.settled} of {calibration.inputs} inputs before the "
-            f"last {WHOLE(1 - calibration.share)} of the calibration {noun}: {verdict}."
+            f"The ranges of {calibration.settled} of {calibration.inputs} layer inputs had settled "
+            f"before the last {WHOLE(1 - calibration.share)} of the calibration {noun}: {verdict}."
         )

@@ -161,7 +161,7 @@ def _sizes(report: Report) -> Table:
             *(() if report.starts else _memory_rows(sizes)),
             ("FP32 weights of quantized graphs", size(sizes.fp32_weight_bytes)),
             ("Their weights in weights.safetensors", size(sizes.packed_weight_bytes)),
-            ("Weights alone, smaller than FP32 weights", packed),
+            ("Quantized weights alone, smaller than FP32 weights", packed),
         ),
         caption=sizes.note,
     )
@@ -176,7 +176,7 @@ def _download_rows(sizes: Sizes) -> tuple[tuple[str, str], ...]:
     return (
         (f"{found.title}, {of}", size(found.bytes)),
         *((f"of it {PARTS.get(part, part)}", size(n)) for part, n in found.parts.items()),
-        (f"{of}, on disk where it is opened", size(found.expanded_bytes)),
+        (f"{of}, its whole folder expanded", size(found.expanded_bytes)),
         ("Download, smaller than FP32, what runs", TIMES(sizes.download_compression)),
     )
 

@@ -134,6 +134,25 @@ def test_time_is_that_of_the_stage_and_passes_are_numbered(
     assert reporter.description == "build: samples through decoder"
 
 
+def test_numbers_of_passes_only_rise_within_a_stage() -> None:
+    """Each task counted its own: pass 24 of one was followed by pass 8 of another."""
+    reporter = ConsoleReporter()
+    stage = in_stage(reporter, "quantize")
+    seen = []
+    for task in ("full", "full", "decoder", "full", "decoder", "decoder"):
+        for done in (0, 16):
+            stage.progress(task, done, 16)
+        seen.append(reporter.description.removeprefix("quantize: "))
+    assert seen == [
+        "full",
+        "pass 2, full",
+        "decoder",
+        "pass 4, full",
+        "pass 5, decoder",
+        "pass 6, decoder",
+    ]
+
+
 def test_a_terminal_shows_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setenv("TERM", "xterm")

@@ -17,8 +17,10 @@ from torch import nn
 
 from arvg_trt.errors import CalibrationError, ExportError
 from arvg_trt.families.var_vqvae.config import VarVqvaeConfig
+from arvg_trt.families.variants import find_model
 from arvg_trt.recipe.file import encode_recipe
 from arvg_trt.recipe.recipe import Recipe
+from arvg_trt.runtime.families import find_family
 from arvg_trt.runtime.images import center_crop, to_model
 from arvg_trt.runtime.tokenizer import ImageTokenizer
 from arvg_trt.samples.images import open_source
@@ -199,7 +201,9 @@ def test_the_file_of_another_tokenizer_is_refused_by_its_name(
     path = write_file(given, MODELS[given][0](), tmp_path / "checkpoint")
     with exporting_here():
         outcome = arvg("export", asked, tmp_path / "ws", "--checkpoint", path)
-    what = f"is no {asked}, but a {given}"
+    families = [find_model(name).family for name in (given, asked)]
+    parts = [find_family(name).load_exporter().part for name in families]
+    what = f"holds {parts[0]}, not {parts[1]}"
     assert_refused(outcome, ExportError.exit_code, what, f"export it as {given}")
     assert not (tmp_path / "ws" / "export").exists()
 

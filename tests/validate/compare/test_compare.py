@@ -9,8 +9,9 @@ import pytest
 
 from arvg_trt.errors import BundleError, RecipeError
 from arvg_trt.validate.compare.compare import Comparison, compare
-from arvg_trt.validate.compare.page import comparison_html, comparison_markdown
+from arvg_trt.validate.compare.page import comparison_html, comparison_markdown, signed
 from arvg_trt.validate.compare.rules import RULES
+from arvg_trt.validate.compare.tolerances import parse_limits
 from arvg_trt.validate.formats import METRICS
 from arvg_trt.validate.metrics.latency import Cpu
 from arvg_trt.validate.metrics.summary import Summary
@@ -67,6 +68,26 @@ def test_latency_counts_only_beyond_ten_percent(
         [("old", make_report(engine_ms=5.0).report), ("new", make_report(engine_ms=ms).report)]
     )
     assert verdict(found, "latency_ms") == expected
+    assert not next(r for r in found.rows if r.rule.metric == "latency_ms").decides
+
+
+def test_the_ratio_to_fp32_of_the_same_run_decides(make_report: MakeReport) -> None:
+    """Milliseconds decide only where the user gives them a limit."""
+    slow = make_report(engine_ms=9.0).report
+    found = compare([("old", make_report(engine_ms=5.0).report), ("new", slow)])
+    by_metric = {row.rule.metric: row for row in found.rows}
+    assert by_metric["speedup"].decides and verdict(found, "speedup") == "worse"
+    assert found.regressed and not by_metric["latency_ms"].decides
+    asked = [("old", make_report(engine_ms=5.0).report), ("new", slow)]
+    assert compare(asked, rules=parse_limits("latency_ms:10%")).regressed
+
+
+def test_changes_of_shares_are_in_percentage_points() -> None:
+    rules = {rule.metric: rule for rule in RULES}
+    assert rules["top1"].tolerance_text == "0.50 pp"
+    assert rules["top1"].text(0.918) == "91.80 %"
+    assert signed(rules["top1"], -0.0213) == "\u22122.13 pp"
+    assert signed(rules["psnr"], 0.1) == "+0.10 dB" and rules["kl"].tolerance_text == "10%"
 
 
 def test_speed_of_another_machine_is_shown_but_not_judged(make_report: MakeReport) -> None:

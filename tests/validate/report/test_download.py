@@ -59,7 +59,7 @@ def test_the_headline_is_the_packed_download_with_its_largest_part(
         "| of it weights in few bits | 300.0 kB |",
         "| of it what stays in high precision | 500.0 kB |",
         "| of it graphs | 40.0 kB |",
-        "| Engine as executed, on disk where it is opened | 1.25 MB |",
+        "| Engine as executed, its whole folder expanded | 1.25 MB |",
         "| FP32, in memory at its peak | 20.00 MB |",
         "| Engine as executed, in memory at its peak | 9.00 MB |",
     ):

@@ -248,3 +248,13 @@ def test_a_line_has_one_verdict_and_names_the_gate_that_decides(value: float) ->
 @pytest.mark.parametrize("text", ["speedup==1.2", "speedup>=1.2@95%", "rfid<=3"])
 def test_no_gate_is_named_where_none_can_decide_by_an_interval(text: str) -> None:
     assert "decides" not in chance_text(text)
+
+
+def test_a_misspelt_metric_has_one_answer() -> None:
+    """`topp1` is no slip of `top5` or of `lpips`."""
+    with pytest.raises(RecipeError) as caught:
+        parse_gates(["topp1>=0.9"], METRIC_NAMES)
+    assert caught.value.do == "use top1"
+    with pytest.raises(RecipeError) as caught:
+        parse_gates(["accuracy>=0.9"], METRIC_NAMES)
+    assert str(caught.value.do).count(",") == 2

@@ -8,11 +8,12 @@ import statistics
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from arvg_trt.validate.facts import ValidationFacts, summary
+from arvg_trt.validate.facts import ValidationFacts, poor_line, summary
 from arvg_trt.validate.intervals.figure import Figure
 from arvg_trt.validate.intervals.figures import drops
 from arvg_trt.validate.intervals.sampled import mean
@@ -124,6 +125,15 @@ def test_the_line_of_the_terminal_says_what_is_open_and_what_is_slower() -> None
     )
     slower = ValidationFacts(metrics={"speedup": 0.5})
     assert summary(slower) == "slower than FP32 (0.50\u00d7 its speed)"
+
+
+@pytest.mark.parametrize(("psnr", "said"), [(17.0, True), (19.96, False), (28.9, False)])
+def test_a_drop_from_a_poor_reconstruction_is_named_so(psnr: float, said: bool) -> None:
+    """No drop from 17 dB, with half of the tokens other ones, is no success."""
+    line = poor_line(ValidationFacts(metrics={"psnr": psnr, "psnr_drop": 0.05}))
+    assert bool(line) is said
+    assert not said or "FP32 itself reconstructs these images at 17.05 dB alone" in line
+    assert poor_line(ValidationFacts(metrics={"psnr_drop": 0.05})) == ""
 
 
 def test_facts_of_an_older_version_have_nothing_open(tmp_path: Path) -> None:
