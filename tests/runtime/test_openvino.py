@@ -178,3 +178,38 @@ def odd_graph() -> onnx.ModelProto:
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     sets = [helper.make_opsetid("", 18), helper.make_opsetid("com.acme", 1)]
     return helper.make_model(graph, opset_imports=sets, ir_version=10)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+@pytest.mark.parametrize("channels", [True, False])
+def test_a_graph_in_floats_rounds_each_channel_by_its_own_scale(
+    tmp_path: Path, kind: type[np.int8] | type[np.uint8], channels: bool
+) -> None:
+    """OpenVINO's own FakeQuantize would round all channels by the scale of the first."""
+    rng = np.random.default_rng(0)
+    scales = np.exp(rng.normal(0, 0.5, (1, 6, 1, 1) if channels else ())).astype(np.float32)
+    zero = kind(-9 if kind is np.int8 else 120)
+    constants = {"s": scales, "shift": np.float32(0.7), "step": np.float32(0.04), "zero": zero}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "s"], ["scaled"]),
+            helper.make_node("Sub", ["scaled", "shift"], ["moved"]),
+            helper.make_node("QuantizeLinear", ["moved", "step", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+        ],
+        "rounding",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6, 5, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    path = tmp_path / "rounding.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    x = rng.normal(0, 3, (2, 6, 5, 4)).astype(np.float32)
+    from arvg_trt.runtime.sessions.openvino import OpenVinoSession
+
+    found = OpenVinoSession(path, 1, in_float=True).run({"x": x})["y"]
+    ends = np.iinfo(kind)
+    q = np.clip(
+        np.rint((x * scales - np.float32(0.7)) / np.float32(0.04)) + zero, ends.min, ends.max
+    )
+    np.testing.assert_allclose(found, (q - zero) * np.float32(0.04), atol=1e-5)
