@@ -59,8 +59,8 @@ def print_figures(results: Sequence[StageResult]) -> None:
     found = facts(validated.manifest, ValidationFacts)
     click.echo(summary(found))
     click.echo(download_line(found))
-    if found.gap:
-        click.echo(found.gap)
+    for text in filter(None, (found.gap, *found.remarks)):
+        click.echo(text)
     if found.opinions:
         click.echo(found.opinions)
     for gate in load_report(validated.folder).gates:
