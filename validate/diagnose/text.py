@@ -94,8 +94,8 @@ def engine_text(diagnosis: Diagnosis) -> str:
     if found is None or own is None or own - found <= NEAR_DB:
         return text
     return (
-        f"{text}, {DB(own - found)} below it: it also rounds what convolutions return, which raising "
-        "sites does not change; calibrate on more samples, or try --backend openvino"
+        f"{text}, {DB(own - found)} below it: it also rounds what convolutions return, which "
+        "raising sites does not change; calibrate on more samples, or try --backend openvino"
     )
 
 
