@@ -72,8 +72,9 @@ def test_a_part_that_the_whole_hides_is_said_with_its_channels(
     assert failed.verdict == "failed" and failed.value == pytest.approx(14.0, abs=1)
     write_report(tmp_path, report, [])
     facts = ValidationFacts(metrics=finite_metrics(report), remarks=remarks(report))
-    manifest = Manifest(stage="validate", results=msgspec.to_builtins(facts))
-    print_figures([StageResult(folder=tmp_path, manifest=manifest, skipped=False)])
+    results = msgspec.to_builtins(facts)
+    manifest = Manifest(stage="validate", inputs={}, options={}, versions={}, results=results)
+    print_figures([StageResult(folder=tmp_path, manifest=manifest, skipped=False, seconds=1.0)])
     assert text in capsys.readouterr().out
 
 
