@@ -391,7 +391,7 @@ def test_an_engine_clearly_below_its_graph_comes_near_by_the_one_site_that_lost(
 
     untouched, base = built([], 1)
     assert not untouched.exceptions and base.is_near
-    row, found = built([SPOILT], 1.6)
+    row, found = built([SPOILT], 1.2)
     assert row.exceptions == (SiteException(site=SPOILT, reason=IN_FLOAT),)
     assert found.is_near and found.reached > base.lost - 3
 
