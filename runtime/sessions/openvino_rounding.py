@@ -25,9 +25,8 @@ def write_rounding_out(model: ov.Model) -> int:
         if any(end.get_type_name() != "Constant" for end in ends):
             continue
         levels = int(node.get_attributes()["levels"])
-        rounded = rounding(
-            node.input_value(0), *(end.data.astype(np.float64) for end in ends), levels
-        )
+        low, high, out_low, out_high = (end.data.astype(np.float64) for end in ends)
+        rounded = rounding(node.input_value(0), low, high, out_low, out_high, levels)
         rounded.set_friendly_name(node.get_friendly_name())
         node.output(0).replace(rounded.output(0))
         count += 1

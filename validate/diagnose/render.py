@@ -32,7 +32,8 @@ NOTES = (
     "are folded into it are undone. Alone: the FP32 graph with this site's product of the Q/DQ "
     "graph. In order: the Q/DQ graph as it is.",
     "The model's ratio is at the outputs of its graphs, each fed what FP32's is fed; with several, "
-    "the mean of their relative errors.",
+    "the mean of their relative errors. Values that are small beside others of one output, as a "
+    "detector's scores beside its boxes, hardly count there: `validate` shows them as its part.",
     "Sites are ranked on one half of the samples; what raising them brings is measured on the "
     "other half.",
     "Predicted: errors of single sites add up. Measured: the Q/DQ graph with FP32's products.",
