@@ -64,6 +64,7 @@ def test_a_part_that_the_whole_hides_is_said_with_its_channels(
     assert text.endswith("set a gate on output_part_sqnr_db")
     page = report_page(report, [])
     assert f"G{text[1:]}." in page.warnings
+    assert page.key_figures[0].detail.startswith("of the worst output; its worst part 14.")
     table = next(each for each in page.tables if each.title == "Outputs against FP32")
     assert table.header[-2:] == ("Worst part", "Its SQNR")
     assert str(table.rows[0][-2]).startswith("channel 2 (axis 1), RMS 1")

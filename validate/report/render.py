@@ -122,11 +122,13 @@ def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
     value = metrics(report)
     figures = []
     if report.headline in report.outputs:
+        part = value["output_part_sqnr_db"]
+        hidden = bool(tuple(hidden_parts(report)))
         figures.append(
             KeyFigure(
                 label="SQNR to FP32",
                 value=DB(value["output_sqnr_db"]),
-                detail="of the worst output",
+                detail="of the worst output" + (f"; its worst part {DB(part)}" if hidden else ""),
             )
         )
     if report.generation:
