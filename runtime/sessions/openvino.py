@@ -118,10 +118,9 @@ class OpenVinoSession:
         return core.compile_model(self._read(core), "CPU", {**settings, "CACHE_DIR": str(cache)})
 
     def _read(self, core: ov.Core) -> ov.Model:
-        """Return the graph as it is compiled: in floats with its rounding in plain operators."""
+        """Return the graph as it is compiled: rounding that would go wrong in plain operators."""
         model = core.read_model(self.path)
-        if self._in_float:
-            write_rounding_out(model)
+        write_rounding_out(model, every=self._in_float)
         return model
 
     def _describe(self) -> None:

@@ -213,3 +213,46 @@ def test_a_graph_in_floats_rounds_each_channel_by_its_own_scale(
         np.rint((x * scales - np.float32(0.7)) / np.float32(0.04)) + zero, ends.min, ends.max
     )
     np.testing.assert_allclose(found, (q - zero) * np.float32(0.04), atol=1e-5)
+
+
+def test_a_convolution_behind_a_concat_keeps_its_shift_in_integers(tmp_path: Path) -> None:
+    """OpenVINO moves the rounding in front of the Concat: 128 channels each lose their shift."""
+    from arvg_trt.runtime.sessions.openvino import OpenVinoSession
+
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (32, 384, 1, 1)).astype(np.int8)
+    wide = (0.003 * weight.astype(np.float32)).sum(axis=(1, 2, 3))
+    constants = {
+        "shift": np.float32(4.16),
+        "step": np.float32(0.0347),
+        "zero": np.int8(0),
+        "w_q": weight,
+        "w_step": np.full(32, 0.003, np.float32),
+        "w_zero": np.zeros(32, np.int8),
+        "bias": (np.float32(4.16) * wide).astype(np.float32),
+    }
+    names = ["a", "b", "c"]
+    node = helper.make_node
+    graph = helper.make_graph(
+        [
+            node("Concat", names, ["joined"], axis=1),
+            node("Sub", ["joined", "shift"], ["moved"]),
+            node("QuantizeLinear", ["moved", "step", "zero"], ["q"]),
+            node("DequantizeLinear", ["q", "step", "zero"], ["x"]),
+            node("DequantizeLinear", ["w_q", "w_step", "w_zero"], ["w"], axis=0),
+            node("Conv", ["x", "w", "bias"], ["y"], name="conv"),
+        ],
+        "joined",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 128, 10, 10]) for n in names],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    path = tmp_path / "joined.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    drawn = {name: rng.standard_exponential((1, 128, 10, 10)) for name in names}
+    feeds = {name: (0.3 * x - 0.28).astype(np.float32) for name, x in drawn.items()}
+    opened = OpenVinoSession(path, 1)
+    found, wanted = opened.run(feeds)["y"], reference_session(path).run(feeds)["y"]
+    noise = np.square(found - wanted).sum() / np.square(wanted).sum()
+    assert noise < 1e-6
