@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 
 from ..calibrate.calibrated import Calibrated
-from ..errors import RecipeError
+from ..errors import RecipeError, WorkspaceError
 from ..graph.sites import Site, SiteMap
 from ..numerics.scheme import Plan, SitePlan
 from ..pipeline.validate import calibrated_classes
@@ -32,6 +32,7 @@ from ..validate.diagnose.diagnosis import (
     mean,
     relative_db,
 )
+from ..validate.diagnose.engine import engine_noise
 from ..validate.diagnose.facts import Diagnosis
 from ..validate.diagnose.feeds import SavedFeeds, save_feeds, save_samples
 from ..validate.diagnose.ranking import (
@@ -42,7 +43,9 @@ from ..validate.diagnose.rows import odd_scales, shares_of, site_rows
 from ..validate.measure.kinds import open_measurement
 from ..workspace.facts import Exported, facts, model_name
 from ..workspace.files import decode_json
+from ..workspace.manifest import MANIFEST
 from ..workspace.stage import Reporter, require_outputs
+from ..workspace.verify import verify
 from ..workspace.workspace import Workspace
 from .site_raises import choose, measured_raises, prediction_for, raised_rows
 
@@ -124,6 +127,8 @@ def diagnose_workspace(
         measured = measured_raises(graphs, best, asked, reporter)
         raised = with_readers(best, entries, planned, asked.to)
         proposal = raised_plan(plan, raised) if raised else None
+        engine = None if source.generates else built_engine(workspace, name)
+        executed = engine_noise(engine, graphs) if engine is not None else None
         reached = None
         if asked.requantize and proposal is not None:
             written = Path(scratch) / "quantized"
@@ -162,8 +167,24 @@ def diagnose_workspace(
         exclude=tuple(raised) if asked.to == "high" else (),
         unmeasured=unmeasured(source.planned, planned, feeds),
         requantized_db=relative_db(reached),
+        engine_db=msgspec.UNSET if executed is None else relative_db(executed),
     )
     return Diagnosed(diagnosis, proposal)
+
+
+def built_engine(workspace: Workspace, name: str) -> Path | None:
+    """Return the folder of ONNX Runtime's engine of a quantization; None without one of this very.
+
+    An engine of an earlier one says nothing of what is diagnosed.
+    """
+    folder = workspace.folder("engines", name, "onnxruntime")
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        verify(folder)
+    except WorkspaceError:
+        return None
+    return folder
 
 
 def is_quantized(entry: SitePlan) -> bool:

@@ -66,6 +66,7 @@ def prepare_validation(
     from ..validate.opinion.checkpoint import find_checkpoint
     from ..validate.opinion.run import require_polygraphy, second_opinions, warnings_of
     from ..validate.opinion.tables import opinions_line
+    from ..validate.remarks import remarks
     from ..validate.report.compose import compose_report, finite_metrics, judged, with_opinions
     from ..validate.report.notes import engine_gap
     from ..validate.report.render import write_report
@@ -143,6 +144,7 @@ def prepare_validation(
             busy=report.busy,
             opinions=opinions_line(report),
             gap=engine_gap(report),
+            remarks=remarks(report),
         )
 
     return PreparedStage(workspace.folder("validate", name), wanted, work)

@@ -104,7 +104,7 @@ def plan_site(site: Site, options: QuantizeOptions, decoder: str | None = None) 
     if matches(site, options.include) and may_be_planned(site):
         reason = None
     if reason is None and matches(site, options.exclude):
-        reason = "excluded by the recipe"
+        reason = "excluded by --exclude or the recipe"
     chosen = weight_format(options, site, decoder)
     if reason is None and chosen is None:
         reason = f"{bits_option(options, site, decoder)} = {FLOAT_BITS}"
@@ -157,7 +157,7 @@ def is_product(site: Site) -> bool:
 
 def plan_product(site: Site, options: QuantizeOptions) -> SitePlan:
     if matches(site, options.exclude):
-        return SitePlan(name=site.name, reason="excluded by the recipe")
+        return SitePlan(name=site.name, reason="excluded by --exclude or the recipe")
     whole = options.attention == "int8"
     chosen = ActivationFormat(
         bits=options.attention_bits or USUAL_BITS, grid="uniform" if whole else "fp8"

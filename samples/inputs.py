@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def check_arrays(
             raise CalibrationError(
                 f"{key} has shape {list(array.shape)}, but the input is {needed.text}",
                 where=where,
-                do="give samples along the first axis",
+                do=shape_advice(array.shape, needed),
             )
         if np.issubdtype(array.dtype, np.floating) and array.size:
             bad = next((k for k, row in enumerate(array) if not np.isfinite(row).all()), None)
@@ -198,6 +199,28 @@ def check_arrays(
     return found
 
 
+def shape_advice(shape: Sequence[int], needed: GraphInput) -> str:
+    """Return what makes an array of another shape fit an input: axes in another order, or one more.
+
+    Pictures are often saved as [N, H, W, 3], or one of them as [3, H, W].
+    """
+    rank = len(needed.shape)
+    if len(shape) == rank - 1 and fits((1, *shape), needed.shape):
+        return "it is one sample, with no axis of samples: x[None]"
+    if len(shape) == rank > 2:
+        last_second = (0, rank - 1, *range(1, rank - 1))
+        for order in (last_second, *permutations(range(rank))):
+            if order[0] == 0 and fits([shape[axis] for axis in order], needed.shape):
+                return f"its axes are in another order: x.transpose{order}"
+    return "give samples along the first axis, and the others as the input has them"
+
+
+def fits(shape: Sequence[int], wanted: Sequence[int | str | None]) -> bool:
+    """Return whether the axes behind the first have the sizes that are fixed."""
+    pairs = zip(shape[1:], wanted[1:], strict=True)
+    return all(not isinstance(b, int) or a == b for a, b in pairs)
+
+
 def check_pictures(
     arrays: Mapping[str, Array],
     inputs: Sequence[GraphInput],
@@ -224,8 +247,8 @@ def check_pictures(
                 raise CalibrationError(
                     f"{key} has values from {least:g} to {most:g}{limits} in sample {k}",
                     where=where,
-                    do="scale it as in training, e.g. x / 127.5 - 1; if the model takes bytes, "
-                    "give --value-range 0 255",
+                    do="scale it as in training: x / 255 for [0, 1], x / 127.5 - 1 for [-1, 1]; "
+                    "if the model takes bytes, give --value-range 0 255",
                 )
             if least == most:
                 raise CalibrationError(

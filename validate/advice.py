@@ -26,8 +26,8 @@ def advice(
 ) -> str:
     """Return what to do about failed gates of a validation in its `folder` of a workspace.
 
-    Of an image decoder's, it says which sites to raise first. A workspace without a recipe has
-    none to change: what costs accuracy there, `diagnose` finds.
+    Of an image decoder's, it says which sites to raise first. What costs accuracy otherwise,
+    `diagnose` finds; a workspace without a recipe has none to change.
     """
     failed = list(failed)
     names = [plain(metric_of(gate.expression)) for gate in failed]
@@ -39,13 +39,14 @@ def advice(
     if any(metric_of(gate.expression).startswith("decoder_psnr") for gate in failed):
         return decoder_advice(sites)
     root = folder.parent.parent
-    if (root / RECIPE_FILE).is_file():
-        return "open the report, then change the recipe or the gate"
+    has_recipe = (root / RECIPE_FILE).is_file()
     if {*names} <= {*SPEEDS, *COUNTED}:
-        return "open the report, then quantize or build otherwise, or change the gate"
-    return (
-        f"`{diagnosis(root, folder.name, options)}` says which sites to raise; or change the gate"
-    )
+        change = "change the recipe" if has_recipe else "quantize or build otherwise, or change"
+        return f"open the report, then {change}{' or' if has_recipe else ''} the gate"
+    # A workspace that `run` made has the samples in its recipe.
+    command = diagnosis(root, folder.name, ValidateOptions() if has_recipe else options)
+    change = "then change the recipe or the gate" if has_recipe else "or change the gate"
+    return f"`{command}` says which sites to raise; {change}"
 
 
 def diagnosis(root: Path, name: str, options: ValidateOptions) -> str:

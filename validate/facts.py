@@ -14,7 +14,7 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     speedups whose rounds spread as far as they differ. ``download`` says what
     ``download_compression`` is of, "" where it was not measured; ``busy`` what others did on a busy
     machine while rounds were timed; ``opinions`` is the line on second opinions; ``gap`` says if
-    the engine is far below its Q/DQ graph.
+    the engine is far below its Q/DQ graph, ``remarks`` what the headline does not show.
     """
 
     metrics: dict[str, float]
@@ -23,6 +23,7 @@ class ValidationFacts(msgspec.Struct, frozen=True, kw_only=True):
     busy: str = ""
     opinions: str = ""
     gap: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 POOR_DB = 20.0  # below it an image of 8 bits is off by more than a tenth of its range

@@ -27,7 +27,8 @@ class IndexedReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``failed`` says of each gate that failed what it found, ``undecided`` of each that its samples
     leave open; ``doubtful`` gates passed on a figure that is ``inconclusive``. ``metrics`` are
-    those that are finite, by the names that gates read.
+    those that are finite, by the names that gates read. ``busy`` says what others did on a busy
+    machine while the speed was timed.
     ``problem`` says why a file could not be read, which leaves all else empty.
     """
 
@@ -45,6 +46,7 @@ class IndexedReport(msgspec.Struct, frozen=True, kw_only=True):
     inconclusive: tuple[str, ...] = ()
     metrics: dict[str, float] = {}
     on_disk: str = ""
+    busy: str = ""
 
 
 class IndexedBundle(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +152,7 @@ def _row(report: Report, file: str, page: str | None) -> IndexedReport:
         inconclusive=doubtful,
         metrics=finite,
         on_disk=_disk_text(report.sizes),
+        busy=report.busy,
     )
 
 

@@ -103,7 +103,10 @@ def _accuracy_text(report: IndexedReport) -> str:
 def _speed_text(report: IndexedReport) -> str:
     if "speedup" not in report.metrics:
         return NOT_MEASURED
-    return speed_text(ValidationFacts(metrics=report.metrics, inconclusive=report.inconclusive))
+    shown = ValidationFacts(
+        metrics=report.metrics, inconclusive=report.inconclusive, busy=report.busy
+    )
+    return speed_text(shown)
 
 
 def _gates_text(report: IndexedReport) -> str:

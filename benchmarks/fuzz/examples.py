@@ -118,7 +118,7 @@ def plan() -> Plan:
         sites=(
             SitePlan(name="fc1", weight=WeightFormat(bits=8), activation=whole, smoothing=0.5),
             SitePlan(name="fc2", weight=WeightFormat(bits=4, grid="log"), reason="by hand"),
-            SitePlan(name="conv", reason="excluded by the recipe"),
+            SitePlan(name="conv", reason="excluded by --exclude or the recipe"),
         )
     )
 

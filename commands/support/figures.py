@@ -63,11 +63,9 @@ def print_figures(results: Sequence[StageResult]) -> None:
     found = facts(validated.manifest, ValidationFacts)
     report = load_report(validated.folder)
     click.echo(summary(found))
-    for line in (frechet_line(report), download_line(found), poor_line(found)):
-        if line:
-            click.echo(line)
-    if found.gap:
-        click.echo(found.gap)
+    extra = (frechet_line(report), download_line(found), poor_line(found), found.gap)
+    for text in filter(None, (*extra, *found.remarks)):
+        click.echo(text)
     if found.opinions:
         click.echo(found.opinions)
     for gate in report.gates:

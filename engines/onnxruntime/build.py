@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from ...errors import BuildError, CalibrationError
 from ...graph.group_norm import ExpandGroupNormsPass
 from ...graph.io import read_graph
 from ...graph.passes import Sequential
-from ...numerics.noise import masked_sqnr_db
-from ...runtime.sessions.open import fast_session, reference_session
-from ...runtime.sessions.session import OpenSession
+from ...runtime.sessions.open import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, Arrays, GraphChain, load_sample, sample_files
 from ...workspace.files import open_tensors
 from ..facts import EXECUTED, EngineRow, SiteException
+from .check import CHECK_SAMPLES, Difference, differences
 from .float_outputs import worst_first
 from .integers import Ranges
 from .matmul_integer import MatMulIntegerPass, match_input
 from .qlinear_conv import QLinearConvPass
 from .weights import mark_expanded
 
-# Rounding outputs to uint8 adds about as much noise as the Q/DQ graph has.
-WORST_LOSS_DB = 8.0
-# Enough for a Q/DQ graph that is closer to FP32: float32 sums in another order differ by this.
-EXACT_DB = 90.0
-CHECK_SAMPLES = 2
+FEW = 8  # one of so many sites may be left in float to come near: each costs some speed
 REWRITING = "rewriting for ONNX Runtime"
 CHECKING = "checking the engine"
-TITLE = "ONNX Runtime"
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,11 +44,13 @@ def build_engine(
 ) -> list[EngineRow]:
     """Rewrite the graphs of `source` into `output` and check them on calibration samples.
 
-    Where a graph is too far from its Q/DQ graph, the sites whose rounded outputs lose most compute
-    in float: one, two, four and so on, until it is not. The row lists them.
+    Where an engine is clearly further from FP32 than its Q/DQ graph, the sites whose rounded
+    outputs lose most compute in float: one, two, four and so on, until it is near. If a few of
+    them do not suffice, all stay rounded, unless the engine would be refused. The row lists those
+    in float.
 
     Raises:
-        BuildError: the engine is further from its Q/DQ graph, also without rounded outputs.
+        BuildError: the engine is too far from its Q/DQ graph, also without rounded outputs.
     """
     rows = {}
     ranges = output_ranges(statistics)
@@ -66,19 +59,54 @@ def build_engine(
         rows[graph] = write_graph(source, graph, output, ranges)
     progress(CHECKING, len(graphs), len(graphs) + 1)
     files = sample_files(samples)[:CHECK_SAMPLES]
-    problems = differences(source, export, output, files, graphs)
-    for graph in problems:
+
+    def differences_of(graph: str) -> list[Difference]:
+        found = differences(source, export, output, files, graphs)
+        return [each for each in found if each.graph == graph]
+
+    found = differences(source, export, output, files, graphs)
+    for graph in dict.fromkeys(each.graph for each in found if not each.is_near):
         feeds = graph_feeds(export, files, graphs, graph)
         rounded = rounded_sites(output / f"{graph}.onnx")
         order = worst_first(source / f"{graph}.onnx", rounded, ranges, feeds)
-        rows[graph] = leave_in_float(
-            order,
-            problems[graph],
-            partial(write_graph, source, graph, output, ranges),
-            lambda: differences(source, export, output, files, graphs).get(graph),  # noqa: B023
-        )
+        write = partial(write_graph, source, graph, output, ranges)
+        rows[graph] = come_near(order, write, partial(differences_of, graph), output)
     progress(CHECKING, len(graphs) + 1, len(graphs) + 1)
     return [rows[graph] for graph in graphs]
+
+
+def come_near(
+    order: Sequence[str],
+    write: Callable[[Collection[str]], EngineRow],
+    differences_of: Callable[[], Sequence[Difference]],
+    engine: Path,
+) -> EngineRow:
+    """Write a graph with few of the sites `order` in float if that brings it near, else with none.
+
+    `differences_of` measures what was written last.
+
+    Raises:
+        BuildError: the graph is refused, whatever computes in float.
+    """
+
+    def refused() -> BuildError | None:
+        return next((d.problem(engine) for d in differences_of() if not d.is_held), None)
+
+    for count in doubled(-(-len(order) // FEW)):
+        row = write(order[:count])
+        if all(each.is_near for each in differences_of()):
+            return row
+    row = write(())
+    problem = refused()
+    return row if problem is None else leave_in_float(order, problem, write, refused)
+
+
+def doubled(most: int) -> Iterator[int]:
+    """Yield 1, 2, 4 and so on, and `most` itself; nothing of 0."""
+    count = 0
+    while count < most:
+        count = min(2 * count or 1, most)
+        yield count
 
 
 def write_graph(
@@ -112,9 +140,7 @@ def leave_in_float(
     Raises:
         BuildError: it does not even with all of them; the last problem.
     """
-    count = 0
-    while count < len(order):
-        count = min(2 * count or 1, len(order))
+    for count in doubled(len(order)):
         row = write(order[:count])
         found = check()
         if found is None:
@@ -214,76 +240,3 @@ def output_ranges(statistics: Path) -> Ranges:
                 do=do,
             )
     return ranges
-
-
-def check_engine(
-    source: Path,
-    export: Path,
-    engine: Path,
-    samples: Sequence[Path],
-    graphs: Sequence[str] = TOKENIZER_GRAPHS,
-    *,
-    session: OpenSession = fast_session,
-    title: str = TITLE,
-) -> None:
-    """Compare the engine as executed with its Q/DQ graph, graph by graph.
-
-    The difference may be as large as what the Q/DQ graph lost against FP32 and `WORST_LOSS_DB`
-    more, however little that is.
-
-    Raises:
-        BuildError: an output that differs by more, or is not finite in the same places.
-    """
-    found = differences(source, export, engine, samples, graphs, session=session, title=title)
-    for problem in found.values():
-        raise problem
-
-
-def run_given(
-    chain: GraphChain, arrays: Sequence[Arrays], references: Sequence[Arrays]
-) -> list[dict[str, NDArray[Any]]]:
-    """Return what each graph of a chain makes of samples and of what the FP32 graphs gave it."""
-    return [chain.run(feeds, given=made) for feeds, made in zip(arrays, references, strict=True)]
-
-
-def differences(
-    source: Path,
-    export: Path,
-    engine: Path,
-    samples: Sequence[Path],
-    graphs: Sequence[str],
-    *,
-    session: OpenSession = fast_session,
-    title: str = TITLE,
-) -> dict[str, BuildError]:
-    """Return, by graph, the error of the first output that `check_engine` refuses."""
-    problems: dict[str, BuildError] = {}
-    arrays = [load_sample(path) for path in samples]
-    fp32 = GraphChain.open(export, graphs, session=reference_session)
-    references = [fp32.run(feeds) for feeds in arrays]
-    del fp32
-    simulated, real = (
-        run_given(GraphChain.open(folder, graphs, session=opened), arrays, references)
-        for folder, opened in ((source, reference_session), (engine, session))
-    )
-    for name in [n for n, v in references[0].items() if np.issubdtype(v.dtype, np.floating)]:
-        graph, _, output = name.partition("/")
-        expected, in_reference, executed = (
-            np.concatenate([np.ravel(each[name]) for each in runs])
-            for runs in (references, simulated, real)
-        )
-        lost, agreement = (
-            masked_sqnr_db(expected, in_reference),
-            masked_sqnr_db(in_reference, executed),
-        )
-        least = min(lost - WORST_LOSS_DB, EXACT_DB)
-        if not agreement >= least:
-            problem = BuildError(
-                f"the {title} {graph} is {agreement:.1f} dB from its Q/DQ graph at {output}, "
-                f"which is {lost:.1f} dB from FP32: {least:.1f} is the least",
-                where=str(engine / f"{graph}.onnx"),
-                do="quantize again with --exclude for the sites that lose most (`arvg-trt "
-                "validate` lists them)",
-            )
-            problems.setdefault(graph, problem)
-    return problems

@@ -39,17 +39,15 @@ from ...runtime.spec import DECODER
 from ...samples.files import DECODER_SAMPLES, graph_of, load_sample, sample_files
 from ..facts import EngineRow
 from .build import (
-    CHECK_SAMPLES,
     CHECKING,
     REWRITING,
-    TITLE,
     Progress,
     build_engine,
-    check_engine,
     engine_row,
     output_ranges,
     rewrite_graph,
 )
+from .check import CHECK_SAMPLES, TITLE, check_engine
 from .weights import expand_weights, has_fixed_shapes, mark_expanded, most_rows
 
 # Runs of a graph that are compared: of a RAR or PAR the first tokens, of a VAR all scales, of a

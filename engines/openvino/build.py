@@ -33,7 +33,8 @@ from ...workspace.files import atomic_write, encode_json
 from ...workspace.stage import Reporter
 from ..facts import EXECUTED, EngineRow, SiteException
 from ..formats import precision_text
-from ..onnxruntime.build import CHECK_SAMPLES, CHECKING, check_engine
+from ..onnxruntime.build import CHECKING
+from ..onnxruntime.check import CHECK_SAMPLES, check_engine
 from ..onnxruntime.generator import check_loop, check_runs
 from ..site_names import grouped_names
 from .proof import unproved

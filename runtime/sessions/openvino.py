@@ -17,6 +17,7 @@ import openvino as ov
 from ...errors import ArvgError, BundleError, OutOfMemory
 from ...workspace.files import decode_json, own_folder, user_cache
 from .openvino_files import RECORD, CompiledGraphs, blob_path
+from .openvino_rounding import write_rounding_out
 from .openvino_values import Lease, OutputValue, SharedArray, contiguous, tensor_of
 from .placement import OPENVINO
 from .processors import may_saturate, processor_name, session_threads
@@ -66,7 +67,7 @@ class OpenVinoSession:
         record = read_record(path.parent)
         self.precision: Precision = precision or (record.precision if record else "f32")
         built = record.graphs.get(path.stem) if record is not None else None
-        in_float = in_float or (built is not None and built.in_float)
+        in_float = self._in_float = in_float or (built is not None and built.in_float)
         core = ov.Core()
         settings = compile_settings(self.precision, threads, in_float)
         try:
@@ -90,13 +91,13 @@ class OpenVinoSession:
         """Return the compiled graph, by its blob where that fits; `fallback` says if it did not."""
         graph = record.graphs.get(self.path.stem) if record is not None else None
         if record is None or graph is None or self.precision != record.precision:
-            model = core.read_model(self.path)
+            model = self._read(core)
             self.metadata: Mapping[str, str] = model_metadata(model)
             return core.compile_model(model, "CPU", settings)
         self.metadata = graph.metadata
         blob = blob_path(self.path)
         if not graph.has_blob:
-            return core.compile_model(self.path, "CPU", settings)
+            return core.compile_model(self._read(core), "CPU", settings)
         here = (ov.__version__, processor_name())
         problem = None if (record.version, record.processor) == here else "another"
         if problem is None:
@@ -113,8 +114,14 @@ class OpenVinoSession:
         try:
             cache = own_folder(own_folder(user_cache() / "openvino") / cache_entry(*here))
         except (OSError, ArvgError):  # compiled each time, where nothing can be kept
-            return core.compile_model(self.path, "CPU", settings)
-        return core.compile_model(self.path, "CPU", {**settings, "CACHE_DIR": str(cache)})
+            return core.compile_model(self._read(core), "CPU", settings)
+        return core.compile_model(self._read(core), "CPU", {**settings, "CACHE_DIR": str(cache)})
+
+    def _read(self, core: ov.Core) -> ov.Model:
+        """Return the graph as it is compiled: rounding that would go wrong in plain operators."""
+        model = core.read_model(self.path)
+        write_rounding_out(model, every=self._in_float)
+        return model
 
     def _describe(self) -> None:
         """Read the names, shapes and types of the compiled graph."""

@@ -1,4 +1,4 @@
-"""What a first run takes is estimated from the nearest run that was measured."""
+"""A first run is estimated from the nearest run that was measured."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from arvg_trt.graph.sites import load_sites
+from arvg_trt.runtime.sessions.open import reference_session
 from arvg_trt.validate.measure.tokenizer_sites import measure_sites
 
 from ..command_line import Finished, Outcome, arvg, assert_refused
@@ -259,3 +260,34 @@ def test_a_folder_that_is_there_is_not_written_over(
     outcome = arvg("diagnose", diagnosed_network / "ws", *options)
     assert_refused(outcome, 9, "is there already", "name a new folder")
     assert kept.read_text() == "mine"
+
+
+def test_the_engine_is_measured_beside_its_graph_on_the_same_samples(copied: Path) -> None:
+    """The oracle runs the user's file and the engine in sessions of its own."""
+    workspace = copied / "ws"
+    before = diagnosed(workspace, "--name", "plain", *held_out(copied), "--raise", 0)
+    assert "engine_db" not in before
+    outcome = arvg("build", workspace, "--name", "plain")
+    assert outcome.code == 0, outcome
+    shutil.rmtree(workspace / "diagnose")
+    command = ("diagnose", workspace, "--name", "plain", *held_out(copied), "--raise", 0)
+    outcome = arvg(*command)
+    folder = workspace / "diagnose" / "plain"
+    found = json.loads((folder / "diagnosis.json").read_text())
+    assert found["held_out_db"] == pytest.approx(before["held_out_db"])
+    files = (workspace / "export" / "net.onnx", workspace / "engines/plain/onnxruntime/net.onnx")
+    exact, own = (
+        np.concatenate([reference_session(path).run({"x": x})["y"] for x in samples_of(copied)[3:]])
+        for path in files
+    )
+    noise = np.square(exact - own).sum() / np.square(exact).sum()
+    assert found["engine_db"] == pytest.approx(-10 * np.log10(noise), abs=0.2)
+    line = (
+        "figures are of the Q/DQ graph, which an engine for a GPU computes; ONNX Runtime's engine"
+    )
+    assert line in outcome.out and line[1:] in (folder / "diagnosis.md").read_text()
+
+
+def samples_of(folder: Path) -> list[NDArray[np.float32]]:
+    with np.load(folder / "held.npz") as file:
+        return [x[None] for x in file["x"]]

@@ -33,10 +33,12 @@ def test_weights_alone_and_attention_products_count_as_quantized() -> None:
 def test_reasons_that_differ_in_a_number_alone_are_one() -> None:
     reaches = "its product reaches {} in front of the channel factor, too near float16's 65504"
     rows = [row("float16", reason=reaches.format(value)) for value in ("6.1e+04", "61234.5")]
-    found = count_sites([*rows, row("float16", reason="excluded by the recipe")]).high_precision
+    found = count_sites(
+        [*rows, row("float16", reason="excluded by --exclude or the recipe")]
+    ).high_precision
     both, one = found.items()
     assert both == (reaches.format("…"), 2)
-    assert one == ("excluded by the recipe", 1)
+    assert one == ("excluded by --exclude or the recipe", 1)
     # A reason of one site, or of sites with the same number, keeps it.
     same = count_sites([rows[0], rows[0]]).high_precision
     assert same == {reaches.format("6.1e+04"): 2}

@@ -204,7 +204,7 @@ def test_method_decides_grid_and_granularity(method: str, grid: str, granularity
 
 def test_excluded_pattern_keeps_the_sites_it_matches() -> None:
     entries = named(make_plan(SITES, QuantizeOptions(exclude=("decoder.*1",))))
-    assert entries["decoder.up.conv1"].reason == "excluded by the recipe"
+    assert entries["decoder.up.conv1"].reason == "excluded by --exclude or the recipe"
     assert entries["decoder.up.conv2"].weight is not None
 
 

@@ -178,3 +178,81 @@ def odd_graph() -> onnx.ModelProto:
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     sets = [helper.make_opsetid("", 18), helper.make_opsetid("com.acme", 1)]
     return helper.make_model(graph, opset_imports=sets, ir_version=10)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
+@pytest.mark.parametrize("channels", [True, False])
+def test_a_graph_in_floats_rounds_each_channel_by_its_own_scale(
+    tmp_path: Path, kind: type[np.int8] | type[np.uint8], channels: bool
+) -> None:
+    """OpenVINO's own FakeQuantize would round all channels by the scale of the first."""
+    rng = np.random.default_rng(0)
+    scales = np.exp(rng.normal(0, 0.5, (1, 6, 1, 1) if channels else ())).astype(np.float32)
+    zero = kind(-9 if kind is np.int8 else 120)
+    constants = {"s": scales, "shift": np.float32(0.7), "step": np.float32(0.04), "zero": zero}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "s"], ["scaled"]),
+            helper.make_node("Sub", ["scaled", "shift"], ["moved"]),
+            helper.make_node("QuantizeLinear", ["moved", "step", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["y"]),
+        ],
+        "rounding",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6, 5, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    path = tmp_path / "rounding.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), path)
+    x = rng.normal(0, 3, (2, 6, 5, 4)).astype(np.float32)
+    from arvg_trt.runtime.sessions.openvino import OpenVinoSession
+
+    found = OpenVinoSession(path, 1, in_float=True).run({"x": x})["y"]
+    ends = np.iinfo(kind)
+    q = np.clip(
+        np.rint((x * scales - np.float32(0.7)) / np.float32(0.04)) + zero, ends.min, ends.max
+    )
+    np.testing.assert_allclose(found, (q - zero) * np.float32(0.04), atol=1e-5)
+
+
+def test_a_convolution_behind_a_concat_keeps_its_shift_in_integers(tmp_path: Path) -> None:
+    """OpenVINO moves the rounding in front of the Concat: 128 channels each lose their shift."""
+    from arvg_trt.runtime.sessions.openvino import OpenVinoSession
+
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-127, 128, (32, 384, 1, 1)).astype(np.int8)
+    wide = (0.003 * weight.astype(np.float32)).sum(axis=(1, 2, 3))
+    constants = {
+        "shift": np.float32(4.16),
+        "step": np.float32(0.0347),
+        "zero": np.int8(0),
+        "w_q": weight,
+        "w_step": np.full(32, 0.003, np.float32),
+        "w_zero": np.zeros(32, np.int8),
+        "bias": (np.float32(4.16) * wide).astype(np.float32),
+    }
+    names = ["a", "b", "c"]
+    node = helper.make_node
+    graph = helper.make_graph(
+        [
+            node("Concat", names, ["joined"], axis=1),
+            node("Sub", ["joined", "shift"], ["moved"]),
+            node("QuantizeLinear", ["moved", "step", "zero"], ["q"]),
+            node("DequantizeLinear", ["q", "step", "zero"], ["x"]),
+            node("DequantizeLinear", ["w_q", "w_step", "w_zero"], ["w"], axis=0),
+            node("Conv", ["x", "w", "bias"], ["y"], name="conv"),
+        ],
+        "joined",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 128, 10, 10]) for n in names],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    path = tmp_path / "joined.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    drawn = {name: rng.standard_exponential((1, 128, 10, 10)) for name in names}
+    feeds = {name: (0.3 * x - 0.28).astype(np.float32) for name, x in drawn.items()}
+    opened = OpenVinoSession(path, 1)
+    found, wanted = opened.run(feeds)["y"], reference_session(path).run(feeds)["y"]
+    noise = np.square(found - wanted).sum() / np.square(wanted).sum()
+    assert noise < 1e-6

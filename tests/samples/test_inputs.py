@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from arvg_trt.errors import CalibrationError
 from arvg_trt.samples.arrays import noise_arrays, open_arrays
-from arvg_trt.samples.inputs import needed_inputs, read_arrays, require_batch
+from arvg_trt.samples.inputs import check_pictures, needed_inputs, read_arrays, require_batch
 from arvg_trt.workspace.manifest import Manifest
 
 
@@ -117,3 +118,40 @@ def test_a_folder_in_the_place_of_arrays_names_the_option_for_images(tmp_path: P
     with pytest.raises(CalibrationError, match="is a folder") as caught:
         read_arrays(tmp_path)
     assert "--images" in str(caught.value.do)
+
+
+PICTURE = exported(("net", [value("image", "float32", "n", 3, 8, 10)], []))
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((4, 8, 10, 3), r"x\.transpose\(0, 3, 1, 2\)"),
+        ((4, 10, 8, 3), r"x\.transpose\(0, 3, 2, 1\)"),
+        ((3, 8, 10), r"x\[None\]"),
+        ((4, 9, 10, 3), "along the first axis, and the others as the input has them"),
+        ((4, 240), "along the first axis, and the others as the input has them"),
+    ],
+)
+def test_arrays_of_another_shape_are_told_what_fits(
+    tmp_path: Path, shape: tuple[int, ...], advice: str
+) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, image=np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32))
+    with pytest.raises(CalibrationError, match="image has shape") as caught:
+        opened(PICTURE, path)
+    assert re.search(advice, str(caught.value.do))
+    if "transpose" in advice or "None" in advice:  # what is advised is taken
+        x = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        order = [int(digit) for digit in re.findall(r"\d", str(caught.value.do))]
+        fitting = x.transpose(order) if order else x[None]
+        np.savez(path, image=fitting)
+        assert opened(PICTURE, path).count == len(fitting)
+
+
+def test_bytes_are_told_both_usual_scales() -> None:
+    pictures = {"image": np.linspace(0, 255, 240, dtype=np.float32).reshape(1, 3, 8, 10)}
+    with pytest.raises(CalibrationError, match="values from 0 to 255") as caught:
+        check_pictures(pictures, needed_inputs(PICTURE), "x.npz", None)
+    do = str(caught.value.do)
+    assert "x / 255 for [0, 1], x / 127.5 - 1 for [-1, 1]" in do and "--value-range 0 255" in do

@@ -49,5 +49,10 @@ def test_no_site_is_blamed_for_a_time_or_a_size(gate: str, tmp_path: Path) -> No
 
 def test_a_workspace_with_a_recipe_has_that_changed(tmp_path: Path) -> None:
     (tmp_path / RECIPE_FILE).touch()
-    text = advised(tmp_path, "output_sqnr_db>=30", 20.0)
-    assert text == "open the report, then change the recipe or the gate"
+    text = advised(tmp_path, "output_sqnr_db>=30", 20.0, ValidateOptions(feeds="held.npz"))
+    command, rest = text.split("`")[1:]
+    # The recipe names the samples.
+    assert shlex.split(command) == ["arvg-trt", "diagnose", str(tmp_path), "--name", "w8"]
+    assert rest == " says which sites to raise; then change the recipe or the gate"
+    slow = advised(tmp_path, "speedup>=1.2", 1.0)
+    assert slow == "open the report, then change the recipe or the gate"

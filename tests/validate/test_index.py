@@ -15,6 +15,7 @@ from arvg_trt.errors import WorkspaceError
 from arvg_trt.validate.formats import metric_text
 from arvg_trt.validate.index import ReportIndex, make_index
 from arvg_trt.validate.index_page import index_page
+from arvg_trt.validate.machine.watch import MachineLoad
 from arvg_trt.validate.metrics.latency import Latency, ratio
 from arvg_trt.validate.report.page import Page, Table, to_html, to_markdown
 from arvg_trt.validate.report.render import write_report
@@ -191,3 +192,16 @@ def test_no_report_and_no_folder_are_missing_paths(out: Path, tmp_path: Path) ->
 def test_the_page_is_markdown_too(out: Path) -> None:
     text = to_markdown(index_page(make_index([out], out)))
     assert "[failed/validate/w8a8/report.html](failed/validate/w8a8/report.html)" in text
+
+
+def test_a_speed_of_a_busy_machine_is_marked_as_the_terminal_marks_it(
+    tmp_path: Path, make_report: MakeReport
+) -> None:
+    made = make_report()
+    load = MachineLoad(processors=2, others_before=1.5, others_during=1.5, others_after=1.5)
+    assert load.busy
+    write_report(tmp_path, msgspec.structs.replace(made.report, machine=load), made.pictures)
+    index = make_index([tmp_path], tmp_path)
+    assert index.reports[0].busy == load.text
+    ((*_, speed, _),) = table(index_page(index), "Reports").rows
+    assert str(speed).endswith("on a busy machine")

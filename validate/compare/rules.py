@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..formats import METRICS
+from ..formats import metric_text
+from ..report.schema import HALF_PRECISION
 
 POINTS = "pp"  # percentage points
 
@@ -30,7 +31,7 @@ class Rule:
     required: bool = False
 
     def text(self, value: float | None) -> str:
-        return METRICS[self.metric](value)
+        return metric_text(self.metric, value)
 
     def change_text(self, change: float) -> str:
         """Return a change of the value; of shares in percentage points, not in per cent of them."""
@@ -44,7 +45,7 @@ class Rule:
         return self.change_text(self.tolerance)
 
 
-RULES = (
+_RULES = (
     Rule("psnr", "PSNR to the original", "higher", 0.05),
     Rule("psnr_min", "PSNR to the original, worst image", "higher", 0.1),
     Rule("psnr_drop", "PSNR drop from FP32", "lower", 0.05),
@@ -61,6 +62,7 @@ RULES = (
     Rule("decoder_psnr", "PSNR of the image decoder", "higher", 0.3),
     Rule("decoder_psnr_min", "PSNR of the image decoder, worst image", "higher", 0.6),
     Rule("output_sqnr_db", "SQNR of the worst output", "higher", 0.2),
+    Rule("output_part_sqnr_db", "SQNR of an output's worst part", "higher", 0.3),
     Rule("output_cosine", "Cosine of the worst output", "higher", 0.0001),
     Rule("output_equal", "Equal integers of the worst output", "higher", 0.005),
     Rule("output_max_error", "Largest error of an output", "lower", 0.2, relative=True),
@@ -101,4 +103,20 @@ RULES = (
     Rule("load_ms", "Opening the graphs", "lower", 0.2, True, machine=True, decides=False),
     Rule("first_ms", "First image or sample", "lower", 0.2, True, machine=True, decides=False),
     Rule("memory_mb", "Peak memory of a start", "lower", 0.05, True, machine=True, decides=False),
+)
+
+# What the engines for a GPU are built from has its main figures beside, which inform.
+_OF_COPY = ("psnr_drop", "kl", "noise_sqnr_db", "output_sqnr_db", "output_part_sqnr_db")
+RULES = (
+    *_RULES,
+    *(
+        replace(
+            rule,
+            metric=f"{HALF_PRECISION}.{rule.metric}",
+            title=f"{rule.title}, FP16 copy for TensorRT",
+            decides=False,
+        )
+        for rule in _RULES
+        if rule.metric in _OF_COPY
+    ),
 )

@@ -76,6 +76,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     error they add up to.
     ``odd_scales`` are those that gain most by another factor, the worst first. ``unmeasured`` says
     of graphs why they were not. ``requantized_db`` is what `quantize` reaches with the new plan.
+    All are of the Q/DQ graphs; ``engine_db`` is what ONNX Runtime's engine has on the runs of
+    ``held_out_db`` (absent: none was built of this quantization, or it is a generator's).
     """
 
     model: str
@@ -98,5 +100,6 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     exclude: tuple[str, ...]
     unmeasured: dict[str, str] = {}
     requantized_db: float | None = None
+    engine_db: float | msgspec.UnsetType | None = msgspec.UNSET
     target: str | msgspec.UnsetType = msgspec.UNSET
     schema: Literal["arvg-trt/diagnosis/v1"] = "arvg-trt/diagnosis/v1"

@@ -17,6 +17,7 @@ from ..report.page import Badge, KeyFigure, Page, Table, to_html, to_markdown
 from .facts import Diagnosis, SiteDiagnosis
 from .text import (
     UNMEASURED,
+    engine_text,
     graph_ratios,
     microseconds,
     raised_texts,
@@ -31,7 +32,8 @@ NOTES = (
     "are folded into it are undone. Alone: the FP32 graph with this site's product of the Q/DQ "
     "graph. In order: the Q/DQ graph as it is.",
     "The model's ratio is at the outputs of its graphs, each fed what FP32's is fed; with several, "
-    "the mean of their relative errors.",
+    "the mean of their relative errors. Values that are small beside others of one output, as a "
+    "detector's scores beside its boxes, hardly count there: `validate` shows them as its part.",
     "Sites are ranked on one half of the samples; what raising them brings is measured on the "
     "other half.",
     "Predicted: errors of single sites add up. Measured: the Q/DQ graph with FP32's products.",
@@ -59,6 +61,7 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
         _sites(diagnosis),
         _ranges(diagnosis),
     )
+    text = engine_text(diagnosis)
     return Page(
         title=f"{diagnosis.model}, {diagnosis.name}: diagnosis",
         subtitle="Where a quantization loses its accuracy, site by site; "
@@ -68,7 +71,7 @@ def diagnosis_page(diagnosis: Diagnosis) -> Page:
         key_figures=_key_figures(diagnosis),
         charts=_charts(diagnosis),
         tables=tuple(table for table in tables if table.rows),
-        notes=NOTES,
+        notes=(*NOTES, f"{text[0].upper()}{text[1:]}."),
     )
 
 
@@ -277,6 +280,7 @@ def terminal_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield what a terminal shows: the verdict, the parts, and what to raise."""
     yield samples_text(diagnosis)
     yield f"SQNR to FP32: {ratio(diagnosis.held_out_db)}. {_verdict(diagnosis)}"
+    yield engine_text(diagnosis)
     if len(diagnosis.graphs) > 1:
         yield f"graphs: {graph_ratios(diagnosis)}"
     if len(diagnosis.shares) > 1:

@@ -10,6 +10,7 @@ from ..formats import DB
 from .facts import Diagnosis, OddScale
 
 NO_ERROR, UNMEASURED = "no error", ""
+NEAR_DB = 3.0  # an engine that is as much below its Q/DQ graph has twice its error
 
 
 def ratio(value: float | msgspec.UnsetType | None, *, finite: bool = True) -> str:
@@ -81,6 +82,21 @@ def unpredicted_text(diagnosis: Diagnosis) -> str:
     else:
         why = "errors of the sites alone add up to more than the whole: they do not act one by one"
     return f"not predicted where there is no number: {why}"
+
+
+def engine_text(diagnosis: Diagnosis) -> str:
+    """Return what the figures are of, and what the engine for the CPU has on the same runs."""
+    text = "figures are of the Q/DQ graph, which an engine for a GPU computes"
+    found, own = diagnosis.engine_db, diagnosis.held_out_db
+    if found is msgspec.UNSET:
+        return text
+    text += f"; ONNX Runtime's engine has {ratio(found)} on the same samples"
+    if found is None or own is None or own - found <= NEAR_DB:
+        return text
+    return (
+        f"{text}, {DB(own - found)} below it: it also rounds what convolutions return, which "
+        "raising sites does not change; calibrate on more samples, or try --backend openvino"
+    )
 
 
 def raised_texts(diagnosis: Diagnosis) -> Iterator[str]:

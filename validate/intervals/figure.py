@@ -16,6 +16,7 @@ _WORST = ("psnr_min", "ssim_min", "psnr_vs_fp32_min", "ssim_vs_fp32_min", "decod
 WITHOUT_INTERVAL: dict[str, str] = {
     **dict.fromkeys(_WORST, _EXTREME),
     "output_max_error": _EXTREME,
+    "output_part_sqnr_db": "all samples together say which part it is of",
     **dict.fromkeys(("codebook_use", "codebook_perplexity"), "more samples use more entries"),
     "memory_mb": "it is the highest of a few starts",
     **dict.fromkeys(("frechet_latent", "frechet_features", "rfid", "rfid_rise"), _REPEATED),

@@ -24,6 +24,10 @@ from ..report.schema import ENGINE, FP32, QDQ
 SHARED_WEIGHTS = "model.onnx.data"
 
 
+# The row of the file of weights that several graphs share.
+WEIGHTS_OF_ALL = "weights of all graphs"
+
+
 def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
     """Return the bytes of each graph with its weights; a shared file is its own row.
 
@@ -39,7 +43,7 @@ def graph_bytes(folder: Path, generates: bool) -> dict[str, int]:
     for graph in () if generates else load_sites(folder).graphs:
         files = {folder / f"{graph}.onnx", folder / f"{graph}.onnx.data"} - {shared}
         sizes[graph] = sum(path.stat().st_size for path in files if path.is_file())
-    return sizes | ({"weights of all graphs": shared.stat().st_size} if shared.is_file() else {})
+    return sizes | ({WEIGHTS_OF_ALL: shared.stat().st_size} if shared.is_file() else {})
 
 
 def running_bytes(

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ...errors import AccuracyError
 from ...numerics.noise import SignalAndNoise
-from .image import none_if_infinite
+from .image import decibels, none_if_infinite
+from .parts import ChannelSums, OutputPart
 from .sums import SampleSums, energies
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -30,7 +31,9 @@ class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     For floats: ``sqnr_db`` in dB (None for infinity: no error at all), ``max_error`` the largest
     absolute difference, ``cosine`` of all values as one vector (None if one of them is all zeros).
     For integers and booleans: the share in [0, 1] that is ``equal``. Fields of the other kind are
-    None. ``sums`` has, by sample, what these are made of; a report of version 1 has none.
+    None. ``sums`` has, by sample, what these are made of; a report of version 1 has none. ``part``
+    is the worst part of an output of a user's own whose channels have unlike scales, else None;
+    unset where it was not looked for.
     """
 
     output: str
@@ -39,12 +42,14 @@ class OutputAccuracy(msgspec.Struct, frozen=True, kw_only=True):
     cosine: float | None = None
     equal: float | None = None
     sums: dict[str, tuple[float, ...]] = {}
+    part: OutputPart | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class OutputAccumulator:
-    """Add up errors of one output over samples, in float64."""
+    """Add up errors of one output over samples, in float64; by channel too if `parts` are asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, parts: bool = False) -> None:
+        self.channels = ChannelSums() if parts else None
         self.sqnr = SignalAndNoise()
         self.own = 0.0
         self.product = 0.0
@@ -72,6 +77,8 @@ class OutputAccumulator:
         self.own += own
         self.product += product
         self.sums.add(sample, **energies(exact, actual), own=own, product=product)
+        if self.channels is not None:
+            self.channels.add(reference.astype(np.float64), value.astype(np.float64), finite)
         # Python's max would lose a NaN.
         self.largest = float(np.maximum(self.largest, np.abs(exact - actual).max(initial=0.0)))
 
@@ -84,14 +91,15 @@ class OutputAccumulator:
                 f"FP32 gave no finite value of {output}, so that nothing can be compared",
                 do="validate on other samples, or leave the output out of the graph",
             )
-        decibels = self.sqnr.decibels()
+        whole = self.sqnr.decibels()
         norms = math.sqrt(self.sqnr.signal * self.own)
         return OutputAccuracy(
             output=output,
-            sqnr_db=none_if_infinite(decibels),
+            sqnr_db=none_if_infinite(whole),
             max_error=self.largest,
             cosine=float(np.minimum(1.0, self.product / norms)) if norms else None,
             sums=self.sums.columns(),
+            part=self.channels.worst() if self.channels is not None else msgspec.UNSET,
         )
 
 
@@ -120,7 +128,7 @@ def measure_outputs(
             found = graphs.run(feeds)
             for output, value in expected.items():
                 require_like(name, sample, output, value, found[output])
-                accumulator = accumulators[name].setdefault(output, OutputAccumulator())
+                accumulator = accumulators[name].setdefault(output, OutputAccumulator(parts=True))
                 accumulator.add(value, found[output], sample)
         progress(done)
     if not done:
@@ -157,12 +165,15 @@ def worst(outputs: Iterable[OutputAccuracy]) -> dict[str, float | None]:
     """Return the worst output's value of each metric, by the names that gates read."""
     rows = list(outputs)
     floats = [o for o in rows if o.max_error is not None]
-    decibels = [math.inf if o.sqnr_db is None else o.sqnr_db for o in floats]
+    whole = [decibels(o.sqnr_db) for o in floats]
+    looked = [(o.part, o.sqnr_db) for o in floats]
+    parts = [decibels(p.sqnr_db if p else w) for p, w in looked if p is not msgspec.UNSET]
     cosines = [o.cosine for o in floats if o.cosine is not None]
     errors = [o.max_error for o in floats if o.max_error is not None]
     equals = [o.equal for o in rows if o.equal is not None]
     return {
-        "output_sqnr_db": min(decibels, default=None),
+        "output_sqnr_db": min(whole, default=None),
+        "output_part_sqnr_db": min(parts, default=None),
         "output_cosine": min(cosines, default=None),
         "output_max_error": max(errors, default=None),
         "output_equal": min(equals, default=None),

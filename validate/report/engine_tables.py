@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, groupby
 
 from ...engines.facts import EXECUTED, EngineProof, EngineRow
 from ..formats import MS, SECONDS, SHARE, TIMES, size
+from ..measure.sizes import WEIGHTS_OF_ALL
 from .cells import joined, numbered, stem
 from .page import Badge, Level, Table
 from .schema import Report
 
 OF_ENGINES = (
     "Proved: the builder's layer list shows an INT8 kernel for the site. Numbered graphs that are "
-    "alike share a line, with their sizes and times added up."
+    "alike share a line, with their sizes and times added up. A TensorRT engine holds its kernels, "
+    "and weights in the forms that these read: more than its constants add up to."
 )
 OF_PROOFS = (
     "Read off the builder's layer list, not run. Shares are of the multiplications of all products "
@@ -42,7 +44,10 @@ def _engines(report: Report) -> Table:
 
     return Table(
         title="Engines",
-        header=("Target", "Backend", "Graph", "Precision", "Size", "Build", "INT8 sites", "Status"),
+        header=(
+            *("Target", "Backend", "Graph", "Precision", "Size", "Smaller than FP32", "Build"),
+            *("INT8 sites", "Status"),
+        ),
         rows=tuple(
             (
                 rows[0].target,
@@ -50,6 +55,7 @@ def _engines(report: Report) -> Table:
                 numbered([row.graph for row in rows]),
                 rows[0].precision,
                 size(sum(row.bytes for row in rows)),
+                smaller_text(rows, report.sizes.fp32_graph_bytes),
                 SECONDS(sum(row.build_seconds for row in rows)),
                 int8_text(rows[0]),
                 status(rows[0]),
@@ -61,6 +67,19 @@ def _engines(report: Report) -> Table:
         ),
         caption=OF_ENGINES,
     )
+
+
+def smaller_text(rows: Sequence[EngineRow], fp32: Mapping[str, int]) -> str:
+    """Return how much smaller engines are than their FP32 graphs; empty where that is not known.
+
+    Where graphs share a file of weights, it is known of all of them together alone.
+    """
+    names, known = {row.graph for row in rows}, fp32.keys() - {WEIGHTS_OF_ALL}
+    now = sum(row.bytes for row in rows)
+    if now <= 0 or not names <= known or (WEIGHTS_OF_ALL in fp32 and names != known):
+        return ""
+    before = sum(fp32.values()) if names == known else sum(fp32[name] for name in names)
+    return TIMES(before / now)
 
 
 def alike(rows: Iterable[EngineRow], key: Callable[[EngineRow], object]) -> list[list[EngineRow]]:

@@ -12,6 +12,7 @@ from ..download import largest_part
 from ..formats import DB, MS, SHARE, SSIM, TIMES, size
 from ..measure.tokenizer_accuracy import ComparedImage
 from ..metrics.image import decibels
+from ..remarks import above_qdq, failed_on_copy, gates_of_copy, hidden_parts
 from .cells import CANDIDATES
 from .charts.latency import latency_charts
 from .charts.positions import position_charts
@@ -62,7 +63,7 @@ def report_page(report: Report, pictures: Sequence[ComparedImage]) -> Page:
         image_rows_caption=f"{CAPTION} {same_seed_caption(report)}".rstrip() if pictures else "",
         charts=(*site_charts(report), *position_charts(report), *latency_charts(report)),
         tables=report_tables(report),
-        notes=report_notes(report),
+        notes=(*report_notes(report), *(f"{t[0].upper()}{t[1:]}." for t in above_qdq(report))),
     )
 
 
@@ -94,7 +95,9 @@ def _verdict(report: Report) -> Badge:
     busy = sum(bool(busy_text(report, metric_of(gate.expression))) for gate in report.gates)
     open_text += f", {busy} timed on a busy machine" if busy else ""
     passed = "its only gate" if count == 1 else f"all {count} gates"
-    return Badge(f"Passed: {passed}{open_text}", "good")
+    on_copy = failed_on_copy(report)
+    open_text += ", not on the FP16 copy for TensorRT" if on_copy else ""
+    return Badge(f"Passed: {passed}{open_text}", "warn" if on_copy else "good")
 
 
 def _warnings(report: Report) -> tuple[str, ...]:
@@ -111,18 +114,21 @@ def _warnings(report: Report) -> tuple[str, ...]:
         warnings.append(f"Timed on a busy machine: {report.busy}. Speeds may not repeat.")
     if report.headline == QDQ:
         warnings.append("No engine was executed: accuracy is of the Q/DQ graph.")
-    return tuple(warnings)
+    found = (*hidden_parts(report), *gates_of_copy(report))
+    return (*warnings, *(f"{text[0].upper()}{text[1:]}." for text in found))
 
 
 def _key_figures(report: Report) -> tuple[KeyFigure, ...]:
     value = metrics(report)
     figures = []
     if report.headline in report.outputs:
+        part = value["output_part_sqnr_db"]
+        hidden = bool(tuple(hidden_parts(report)))
         figures.append(
             KeyFigure(
                 label="SQNR to FP32",
                 value=DB(value["output_sqnr_db"]),
-                detail="of the worst output",
+                detail="of the worst output" + (f"; its worst part {DB(part)}" if hidden else ""),
             )
         )
     if report.generation:

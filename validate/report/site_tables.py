@@ -13,10 +13,13 @@ from .charts.chart import Chart, Series
 from .page import Table
 from .schema import QDQ, Report
 
-OF_SITES = "In graph order; those alike that are not quantized share a line."
+OF_SITES = (
+    "In graph order; those alike that are not quantized share a line. Weight SQNR and input SQNR "
+    "are of the rounding itself: of the weight's values, of the input's on calibration samples. "
+    "What that costs at a site's output, `arvg-trt diagnose` measures."
+)
 OF_OUTPUTS = (
-    f"{OF_SITES} Weight and input: what rounding them alone costs; output: what the site gives "
-    "with all quantized before it, against FP32."
+    f"{OF_SITES} Output SQNR: what the site gives with all quantized before it, against FP32."
 )
 OF_CHART = (
     "Signal to noise, higher is better, in graph order. The line is what a site gives with all "

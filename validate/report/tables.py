@@ -5,18 +5,26 @@ from __future__ import annotations
 from ..download import PARTS
 from ..formats import COSINE, DB, SHARE, SSIM, TIMES, Format, error_text, metric_text, size
 from ..metrics.image import decibels
+from ..metrics.outputs import OutputAccuracy
 from ..opinion.tables import opinion_tables
 from ..quality.tables import QUALITY_ROWS, codebook_table, quality_caption, quality_reference
+from ..remarks import channels_text, part_of
 from .cells import CANDIDATES, SHORT
 from .engine_tables import engine_tables
 from .gates import GateResult, Verdict, chance_text, metric_of
 from .generation_tables import cache_table, generator_tables, memory_table
 from .interval_tables import TITLE, column_title, headline_interval, interval_table
 from .page import Badge, Level, Table
-from .schema import ENGINE, FP32, HALF_PRECISION, QDQ, Report, Sizes, metrics
+from .schema import FP32, Report, Sizes, metrics
 from .site_tables import site_table
 from .spread import inconclusive_metrics
 from .timing_tables import timing_tables
+
+OF_OUTPUTS = "End to end over all samples; shares are of integer outputs."
+OF_PARTS = (
+    "Parts are channels whose RMS is a tenth or less of that of the others; the SQNR of the whole "
+    "is that of the largest."
+)
 
 
 def report_tables(report: Report) -> tuple[Table, ...]:
@@ -116,9 +124,16 @@ def _accuracy(report: Report) -> Table:
 
 
 def _outputs(report: Report) -> Table:
+    rows = [
+        (candidate, row) for candidate in CANDIDATES for row in report.outputs.get(candidate, ())
+    ]
+    divided = any(part_of(row) for _, row in rows)
     return Table(
         title="Outputs against FP32",
-        header=("Output", "Of", "SQNR", "Largest error", "Cosine", "Equal"),
+        header=(
+            *("Output", "Of", "SQNR", "Largest error", "Cosine", "Equal"),
+            *(("Worst part", "Its SQNR") if divided else ()),
+        ),
         rows=tuple(
             (
                 row.output,
@@ -127,12 +142,22 @@ def _outputs(report: Report) -> Table:
                 "" if row.max_error is None else error_text(row.max_error),
                 "" if row.cosine is None else COSINE(row.cosine),
                 "" if row.equal is None else SHARE(row.equal),
+                *(part_cells(row) if divided else ()),
             )
-            for candidate in (QDQ, HALF_PRECISION, ENGINE)
-            for row in report.outputs.get(candidate, ())
+            for candidate, row in rows
         ),
-        caption="End to end over all samples; shares are of integer outputs.",
+        caption=f"{OF_OUTPUTS} {OF_PARTS}" if divided else OF_OUTPUTS,
     )
+
+
+def part_cells(row: OutputAccuracy) -> tuple[str, str]:
+    """Return the worst part of an output with its scale, and its SQNR."""
+    part = part_of(row)
+    if part is None:
+        return "", ""
+    scale = f"RMS {part.rms:.3g} of {part.largest_rms:.3g}"
+    varies = ", by what they vary" if part.about_mean else ""
+    return f"{channels_text(part)}, {scale}{varies}", DB(decibels(part.sqnr_db))
 
 
 def _sizes(report: Report) -> Table:

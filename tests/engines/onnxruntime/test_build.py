@@ -19,14 +19,19 @@ from safetensors.numpy import load_file, save_file
 
 from arvg_trt.engines.facts import EngineRow, SiteException
 from arvg_trt.engines.onnxruntime.build import (
-    EXACT_DB,
     IN_FLOAT,
     Rewritten,
     build_engine,
-    check_engine,
+    come_near,
     engine_row,
     leave_in_float,
     output_ranges,
+)
+from arvg_trt.engines.onnxruntime.check import (
+    EXACT_DB,
+    Difference,
+    check_engine,
+    differences,
 )
 from arvg_trt.engines.onnxruntime.float_outputs import rounding_loss
 from arvg_trt.engines.onnxruntime.integers import (
@@ -343,13 +348,13 @@ def test_broken_engine_is_refused_by_name(
 SPOILT = "encoder.down.0.block.0.conv1"
 
 
-def spoil(statistics: Path, target: Path, sites: Sequence[str] | None) -> None:
+def spoil(statistics: Path, target: Path, sites: Sequence[str] | None, factor: float = 100) -> None:
     """Output ranges a hundredth as wide, of some sites or all: the engine's outputs saturate."""
     held = load_file(statistics)
     for key in list(held):
         site, _, kind = key.partition(":")
         if kind in ("output:low", "output:high") and (sites is None or site in sites):
-            held[key] = held[key] / 100
+            held[key] = held[key] / factor
     save_file(held, target)
 
 
@@ -367,6 +372,65 @@ def test_a_site_whose_rounded_output_moves_the_engine_too_far_stays_in_float(
     assert by_graph["encoder"].int8_sites_proved == planned - 1
     images = sorted(samples.glob("*.png"))
     check_engine(tiny_int8.folder, tiny_di.folder, tmp_path / "engine", images)
+
+
+def test_an_engine_clearly_below_its_graph_comes_near_by_the_one_site_that_lost(
+    tiny_di: TinyExport, tiny_int8: TinyQuantized, samples: Path, tmp_path: Path
+) -> None:
+    """The ranges of one site are too narrow, not so far that the engine would be refused."""
+    images = sorted(samples.glob("*.png"))
+    places = (tiny_int8.folder, tiny_di.folder, samples)
+
+    def built(sites: Sequence[str], factor: float) -> tuple[EngineRow, Difference]:
+        folder = tmp_path / f"engine{factor}{len(sites)}"
+        folder.mkdir()
+        spoil(tiny_int8.statistics_file, tmp_path / "s.safetensors", sites, factor)
+        rows = build_engine(*places, tmp_path / "s.safetensors", folder, progress=silent)
+        found = differences(tiny_int8.folder, tiny_di.folder, folder, images, ["encoder"])
+        return rows[0], found[0]
+
+    untouched, base = built([], 1)
+    assert not untouched.exceptions and base.is_near
+    row, found = built([SPOILT], 1.2)
+    assert row.exceptions == (SiteException(site=SPOILT, reason=IN_FLOAT),)
+    assert found.is_near and found.reached > base.lost - 3
+
+
+@pytest.mark.parametrize(
+    ("near_from", "held_from", "written"),
+    [
+        (1, 0, [1]),
+        (2, 0, [1, 2]),
+        (99, 0, [1, 2, 3, 0]),  # three of 17 do not suffice: speed is not given away for nothing
+        (99, 4, [1, 2, 3, 0, 1, 2, 4]),  # refused, until four are in float
+    ],
+)
+def test_few_sites_are_left_to_come_near_and_any_number_not_to_be_refused(
+    tmp_path: Path, near_from: int, held_from: int, written: list[int]
+) -> None:
+    counts: list[int] = []
+
+    def write(left: Collection[str]) -> EngineRow:
+        counts.append(len(left))
+        return engine_row("g", Rewritten((), (), ()), 1, 0.0, left)
+
+    def measured() -> list[Difference]:
+        near, held = counts[-1] >= near_from, counts[-1] >= held_from
+        agreement, reached = 35.0 if held else 20.0, 38.0 if near else 36.0
+        return [Difference("g", "y", lost=40.0, agreement=agreement, reached=reached)]
+
+    come_near([f"site{k}" for k in range(17)], write, measured, tmp_path)
+    assert counts == written
+
+
+def test_ratios_that_are_no_numbers_are_neither_near_nor_held() -> None:
+    good = Difference("g", "y", lost=40.0, agreement=39.0, reached=38.0)
+    assert good.is_near and good.is_held
+    for name in ("lost", "agreement"):
+        odd = replace(good, **{name: math.nan})
+        assert not odd.is_near and not odd.is_held
+    assert not replace(good, reached=math.nan).is_near
+    assert "39.0 dB from its Q/DQ graph at y" in str(good.problem(Path("engine")))
 
 
 def test_sites_are_left_until_the_check_holds_and_no_longer(tmp_path: Path) -> None:

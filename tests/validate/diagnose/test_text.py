@@ -9,7 +9,7 @@ import pytest
 
 from arvg_trt.validate.diagnose.facts import Diagnosis, Raised, SiteDiagnosis
 from arvg_trt.validate.diagnose.render import diagnosis_page, terminal_lines
-from arvg_trt.validate.diagnose.text import best_text, samples_text, unpredicted_text
+from arvg_trt.validate.diagnose.text import best_text, engine_text, samples_text, unpredicted_text
 
 from ..report.charts.test_chart import NAMES
 
@@ -125,3 +125,17 @@ def test_a_missing_prediction_is_explained() -> None:
     assert "an error is not finite" in unpredicted_text(broken)
     without = msgspec.structs.replace(found, held_out_db=None)
     assert "have no error" in unpredicted_text(without)
+
+
+def test_an_engine_far_below_its_graph_is_said_with_what_to_do() -> None:
+    plain = diagnosis(base=40.93)
+    of_graph = "figures are of the Q/DQ graph, which an engine for a GPU computes"
+    assert engine_text(plain) == of_graph
+    near = msgspec.structs.replace(plain, engine_db=39.0)
+    assert (
+        engine_text(near) == f"{of_graph}; ONNX Runtime's engine has 39.00 dB on the same samples"
+    )
+    far = engine_text(msgspec.structs.replace(plain, engine_db=32.8))
+    assert "has 32.80 dB on the same samples, 8.13 dB below it: it also rounds what" in far
+    assert far.endswith("calibrate on more samples, or try --backend openvino")
+    assert far in list(terminal_lines(msgspec.structs.replace(plain, engine_db=32.8)))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from arvg_trt.errors import AccuracyError
 from arvg_trt.validate.metrics.outputs import OutputAccuracy, measure_outputs, worst
+from arvg_trt.validate.metrics.parts import OutputPart
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,19 @@ def test_integers_are_counted() -> None:
     )
 
 
+SCORES = OutputPart(axis=1, channels=(4, 5), rms=0.1, largest_rms=90.0, sqnr_db=12.5)
+
+
 def test_gates_see_the_worst_output() -> None:
     outputs = [
-        OutputAccuracy(output="a", sqnr_db=30.0, max_error=0.1, cosine=0.99),
+        OutputAccuracy(output="a", sqnr_db=30.0, max_error=0.1, cosine=0.99, part=SCORES),
         OutputAccuracy(output="b", sqnr_db=20.0, max_error=0.05, cosine=0.999),
         OutputAccuracy(output="c", equal=0.5),
         OutputAccuracy(output="d", equal=0.9),
     ]
     assert worst(outputs) == {
         "output_sqnr_db": 20.0,
+        "output_part_sqnr_db": 12.5,
         "output_cosine": 0.99,
         "output_max_error": 0.1,
         "output_equal": 0.5,
@@ -99,3 +104,11 @@ def test_infinities_of_masks_are_compared_by_place_and_the_rest_by_value() -> No
         other[0, place] = value
         with pytest.raises(AccuracyError, match="1 non-finite of 4 values"):
             measure([exact], [{"g/y": other}])
+
+
+def test_an_output_without_parts_is_its_own_worst_part() -> None:
+    whole = OutputAccuracy(output="a", sqnr_db=30.0, max_error=0.1, part=None)
+    assert worst([whole])["output_part_sqnr_db"] == 30.0
+    # A report of an earlier version has not looked for parts: no figure, which a gate fails on.
+    older = OutputAccuracy(output="a", sqnr_db=30.0, max_error=0.1)
+    assert worst([older])["output_part_sqnr_db"] is None

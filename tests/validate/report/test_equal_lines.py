@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from arvg_trt.engines.facts import EngineProof, EngineRow, SiteException
 from arvg_trt.quantize.facts import SiteRow
-from arvg_trt.validate.formats import METRICS, metric_text, size
+from arvg_trt.validate.formats import METRICS, TIMES, metric_text, size
+from arvg_trt.validate.measure.sizes import WEIGHTS_OF_ALL
 from arvg_trt.validate.report.cells import NAMED, joined, numbered
+from arvg_trt.validate.report.engine_tables import smaller_text
 from arvg_trt.validate.report.page import Table
 from arvg_trt.validate.report.render import report_page
 from arvg_trt.validate.report.schema import METRIC_NAMES, Report
@@ -70,7 +72,7 @@ def test_numbered_graphs_that_are_alike_share_a_line_with_their_sums(
     )
     report = msgspec.structs.replace(make_report().report, engines=engines)
     found = [tuple(map(str, cells)) for cells in table(report, "Engines").rows]
-    shown = [(r[0], r[2], r[3], r[4], r[5], r[6]) for r in found]
+    shown = [(r[0], r[2], r[3], r[4], r[6], r[7]) for r in found]
     assert shown == [
         ("sm75", "step", "FP16", "1.00 MB", "0.2 s", "24 proved of 24"),
         ("sm75", "update.0-2", "FP16", "3.00 MB", "0.8 s", "none planned"),
@@ -156,3 +158,12 @@ def test_every_metric_has_a_format() -> None:
 )
 def test_small_sizes_are_not_zero(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_an_engine_has_its_ratio_to_the_graphs_that_it_was_built_from() -> None:
+    rows = [row("a"), row("b")]  # of 1 MB each
+    assert smaller_text(rows[:1], {"a": 4_000_000, "b": 6_000_000}) == TIMES(4)
+    assert smaller_text(rows, {"a": 4_000_000, "b": 6_000_000}) == TIMES(5)
+    shared = {"a": 1_000, "b": 1_000, WEIGHTS_OF_ALL: 7_998_000}
+    assert smaller_text(rows, shared) == TIMES(4) and smaller_text(rows[:1], shared) == ""
+    assert smaller_text(rows, {"structure of all graphs": 5}) == ""
