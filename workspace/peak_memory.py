@@ -1,7 +1,8 @@
 """Follow the most memory that this process has had resident, from a point in time on.
 
 Linux keeps one peak a process (VmHWM of /proc/self/status), which can be set back to what is
-resident now. Measurements nest all the same: before it is set back, those that go on take note.
+resident now. Measurements nest all the same: before it is set back, those that go on take note. What
+runs in a subprocess of its own tells its peak when it ends.
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ def take_note() -> None:
         peak = status_bytes("VmHWM") or 0
         for each in _followed:
             each.bytes = max(each.bytes or 0, peak)
+
+
+def add_child(peak: int | None) -> None:
+    """Count the peak of a process that this one waited for, beside what it held meanwhile."""
+    if peak is not None:
+        both = (status_bytes("VmRSS") or 0) + peak
+        for each in _followed:
+            each.bytes = max(each.bytes or 0, both)
 
 
 def restart() -> bool:

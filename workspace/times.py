@@ -19,8 +19,8 @@ TIMES_FILE = "times.json"
 class Took(msgspec.Struct, frozen=True, kw_only=True):
     """Hold the seconds that a stage took, the bytes of its folder, and its peak of memory.
 
-    `memory` is the most that was resident of this process, in bytes; None where the system did not
-    tell, and where an earlier version ran it.
+    `memory` is the most that was resident, in bytes, of this process with the one that it waited
+    for; None where the system did not tell, and where an earlier version ran it.
     """
 
     seconds: float

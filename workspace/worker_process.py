@@ -19,6 +19,7 @@ import msgspec
 from ..errors import ArvgError, OutOfMemory
 from .child_python import module_command
 from .files import atomic_write
+from .peak_memory import add_child, resident_peak
 
 T = TypeVar("T")
 REQUEST, RESULT, PROGRESS = "request.json", "result.json", "progress.json"
@@ -41,10 +42,11 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Hold what the work returned, or why it could not be done."""
+    """Hold what the work returned, or why it could not be done; `memory` is its peak, in bytes."""
 
     value: msgspec.Raw = msgspec.Raw(b"null")
     problem: Problem | None = None
+    memory: int | None = None
 
 
 class WorkerCrash(RuntimeError):
@@ -139,6 +141,7 @@ def result_of(folder: Path, result: type[T]) -> T:
         if problem.number is not None:
             raise OSError(problem.number, problem.what, problem.where)
         raise KINDS[problem.kind](problem.what, where=problem.where, do=problem.do)
+    add_child(answer.memory)
     return msgspec.json.decode(answer.value, type=result)
 
 
@@ -153,8 +156,10 @@ def answer(request: type[T], work: Callable[[T], Any]) -> None:
     """Do the work on the request in the folder that the command line names."""
     folder = Path(sys.argv[1])
     try:
-        value = work(msgspec.json.decode((folder / REQUEST).read_bytes(), type=request))
-        answered = Answer(value=msgspec.Raw(msgspec.json.encode(value)))
+        with resident_peak() as peak:
+            value = work(msgspec.json.decode((folder / REQUEST).read_bytes(), type=request))
+        encoded = msgspec.Raw(msgspec.json.encode(value))
+        answered = Answer(value=encoded, memory=peak.bytes)
     except ArvgError as error:
         kind = next(each.__name__ for each in type(error).__mro__ if each.__name__ in KINDS)
         answered = Answer(problem=Problem(kind, error.what, error.where, error.do))

@@ -64,8 +64,8 @@ class Difference:
             f"the {self.title} {self.graph} is {self.agreement:.1f} dB from its Q/DQ graph at "
             f"{self.output}, which is {self.lost:.1f} dB from FP32: {self.least:.1f} is the least",
             where=str(engine / f"{self.graph}.onnx"),
-            do="quantize again with --exclude for the sites that lose most (`arvg-trt validate` "
-            "lists them)",
+            do="quantize again with --exclude for the sites that lose most (`arvg-trt diagnose` "
+            "ranks them)",
         )
 
 

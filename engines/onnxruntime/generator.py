@@ -186,7 +186,7 @@ def require_close(compared: ComparedSession, title: str = TITLE) -> None:
                 f"{name}, {LEAST_DB:g} is the least",
                 where=str(compared.path),
                 do="quantize again with --exclude for its sites that lose most (`arvg-trt "
-                "validate` lists them)",
+                "diagnose` ranks them)",
             )
 
 

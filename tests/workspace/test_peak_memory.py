@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from arvg_trt.workspace import peak_memory
 from arvg_trt.workspace.peak_memory import resident_peak, status_bytes
+from arvg_trt.workspace.worker_process import REQUEST, RESULT, Answer, answer, result_of
 
 MB = 1_000_000
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a peak")
@@ -63,3 +65,18 @@ def test_where_the_system_does_not_allow_it_nothing_is_said(
     assert found.bytes is None
     monkeypatch.setattr(peak_memory, "STATUS", tmp_path / "absent")
     assert status_bytes("VmHWM") is None
+
+
+@linux
+def test_a_subprocess_counts_beside_what_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path)])
+    (tmp_path / REQUEST).write_bytes(b"250")
+    answer(int, take)
+    told = msgspec.json.decode((tmp_path / RESULT).read_bytes(), type=Answer).memory
+    held = status_bytes("VmRSS")
+    assert told is not None and held is not None and told > 240 * MB
+    with resident_peak() as waited:
+        assert result_of(tmp_path, type(None)) is None
+    assert waited.bytes is not None and waited.bytes > told + 0.9 * held
