@@ -1,8 +1,8 @@
 """Follow the most memory that this process has had resident, from a point in time on.
 
 Linux keeps one peak a process (VmHWM of /proc/self/status), which can be set back to what is
-resident now. Measurements nest all the same: before it is set back, those that go on take note. What
-runs in a subprocess of its own tells its peak when it ends.
+resident now. Measurements nest all the same: before it is set back, those that go on take note.
+What runs in a subprocess of its own tells its peak when it ends.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def test_the_result_is_what_the_work_returns(
 ) -> None:
     ask(tmp_path, monkeypatch)
     answer(list[int], sum)
-    assert (tmp_path / "result.json").read_text() == '{"value":5,"problem":null}'
+    assert '{"value":5,"problem":null,' in (tmp_path / "result.json").read_text()
 
 
 @pytest.mark.parametrize(
