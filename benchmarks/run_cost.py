@@ -115,7 +115,7 @@ of the process, with its libraries. Published models have random weights of thei
 
 {table(rows)}
 
-The last row measured: {model}, with {weights_of(find_model(model))}, by
+A stage without a row was not measured. The last model: {model}, with {weights_of(find_model(model))}, by
 `python -m arvg_trt.benchmarks.run_cost`, commit {source_commit()}.
 
 {environment_line(environment(0))}
