@@ -115,8 +115,9 @@ of the process, with its libraries. Published models have random weights of thei
 
 {table(rows)}
 
-A stage without a row was not measured. The last model: {model}, with {weights_of(find_model(model))}, by
-`python -m arvg_trt.benchmarks.run_cost`, commit {source_commit()}.
+A stage without a row was not measured. The last model was {model}, with
+{weights_of(find_model(model))}, by `python -m arvg_trt.benchmarks.run_cost`, commit
+{source_commit()}.
 
 {environment_line(environment(0))}
 """
