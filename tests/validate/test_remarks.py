@@ -1,4 +1,4 @@
-"""Remarks say what a headline does not: a part of an output, a GPU's copy, an engine above its graph."""
+"""Remarks say what a headline hides: part of an output, a GPU's copy, an engine above its graph."""
 
 from __future__ import annotations
 
