@@ -143,11 +143,13 @@ def few(names: Sequence[str], most: int = 3) -> str:
 SLIP = 0.85  # likeness, of 1, from which a name is taken for a misspelt one
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return the known names most like `name`, nearest first, as a message lists them.
-
-    A slip of a letter or two has one answer; others beside it would be noise.
-    """
+def intended(name: str, known: Iterable[str]) -> str:
+    """Return the known name that a slip of a letter made `name` of; else the nearest ones."""
     names = list(known)
     slip = difflib.get_close_matches(name, names, n=1, cutoff=SLIP)
-    return ", ".join(slip or difflib.get_close_matches(name, names, n=count, cutoff=0.0))
+    return slip[0] if slip else nearest(name, names)
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return the known names most like `name`, nearest first, as a message lists them."""
+    return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=0.0))

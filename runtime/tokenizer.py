@@ -112,6 +112,7 @@ class ImageTokenizer:
         if not has_graph(folder / "encoder.onnx") and (folder / "export").is_dir():
             folder = folder / "export"
         check = verified if session else verify_folder
+        by_engines = session is None  # a session that is given runs graphs, which take any size
         if session is None:
             session = opener(folder, fast_session, device, allow_fallback=allow_fallback)
         missing = [n for n in ("encoder.onnx", "decoder.onnx") if not has_graph(folder / n)]
@@ -126,7 +127,7 @@ class ImageTokenizer:
             raise BundleError(what, where=str(folder), do=lead.do)
         names = [n for n in ("encoder", "decoder", "lookup") if has_graph(folder / f"{n}.onnx")]
         sessions = [session(folder / f"{name}.onnx", threads) for name in names]
-        return cls(*sessions, engine_size=engine_size(folder))
+        return cls(*sessions, engine_size=engine_size(folder) if by_engines else None)
 
     @classmethod
     def reference(

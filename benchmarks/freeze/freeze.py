@@ -53,6 +53,7 @@ class Rule:
 RULES = (
     Rule(r"(manifest|report)\.json", r'"versions": \{[^}]*\}', "versions of the libraries"),
     Rule(r"(manifest|report)\.json", r'"build_seconds": [0-9.e+-]+', "a duration"),
+    Rule(r"times\.json", r"(?s).+", "durations and memory"),
     Rule(r"report\.json", r'"(cpu|environment)": \{[^}]*\}', "the processor and the system"),
     Rule(r"junit\.xml", r' time="[0-9.]+"|<property name="(version|processor)[^>]*>', "durations"),
     Rule(

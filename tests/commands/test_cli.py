@@ -123,7 +123,9 @@ def test_run_prints_its_stages_the_main_figures_and_the_report(finished: Finishe
     out = finished.outcome.out
     assert stage_states(out) == dict.fromkeys(STAGES, False)
     lines = out.splitlines()
-    *_, figures, download, gate, report = lines
+    *_, gate, report = lines
+    (figures,) = (line for line in lines if line.startswith("PSNR drop"))
+    (download,) = (line for line in lines if line.startswith("packed download"))
     assert re.fullmatch(r"gate compression>=3: passed \([3-9]\.\d+\)", gate)
     assert "PSNR drop" in figures and "smaller on disk" in figures
     assert download.startswith("packed download (`bundle --packed`) ")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import RecipeError, nearest
+from ...errors import RecipeError, intended
 from ...workspace.files import UNDECODABLE, said
 from .rules import POINTS, RULES, Rule
 
@@ -94,7 +94,7 @@ def require_known(metrics: Mapping[str, str], where: str) -> None:
             raise RecipeError(
                 f"there is no metric {metric!r} that is compared",
                 where=where,
-                do=f"use {nearest(metric, known)}",
+                do=f"use {intended(metric, known)}",
             )
 
 

@@ -67,7 +67,7 @@ def run_pool(execution: Execution, left: dict[int, ShardTask], done: Done) -> No
             workers,
             mp_context=get_context("spawn"),
             initializer=begin,
-            initargs=(here,),
+            initargs=(here, end_with_parent),
         )
     try:
         with outside_current_directory():
@@ -82,10 +82,10 @@ def run_pool(execution: Execution, left: dict[int, ShardTask], done: Done) -> No
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def begin(directory: str) -> None:
-    """Work in the directory of the process that started this one, and end when that is gone."""
+def begin(directory: str, watch: Callable[[], None]) -> None:
+    """Work in the directory of the process that started this one, and `watch` that it lives."""
     os.chdir(directory)
-    end_with_parent()
+    watch()
 
 
 def end_with_parent() -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from ...errors import RecipeError, bounded, nearest
+from ...errors import RecipeError, bounded, intended
 from ..intervals.bootstrap import more_to_decide
 from ..intervals.figure import COUNTED, WITHOUT_INTERVAL, Figure, plain
 from ..intervals.speeds import noun_of
@@ -104,7 +104,7 @@ def parse_gate(text: str, known: Collection[str], of: str = "") -> Gate:
         names = known if "." in metric else [name for name in known if "." not in name]
         what = f"gate {text!r}: there is no metric {metric!r}{f' of {of}' if of else ''}"
         likely = [name for name in names if metric in name] or names  # `sqnr`: each that has it
-        raise RecipeError(what, do=f"use {nearest(metric, likely)}")
+        raise RecipeError(what, do=f"use {intended(metric, likely)}")
     least, threshold = numbers.get("least"), numbers.get("threshold", numbers.get("most"))
     assert threshold is not None
     if least is not None and not least <= threshold:

@@ -32,7 +32,9 @@ def test_a_tiny_one_goes_through_every_stage(tiny_llamagen: TinyLlamagen, tmp_pa
     wanted = Generator.open(root).generate(range(5), greedy=True).tokens
     for folder in (root / "quantize" / "w8a8", root / "engines" / "w8a8" / "onnxruntime"):
         tokens = tmp_path / "tokens.npz"
-        done = arvg("generate", folder, "--labels", "0-4", "--greedy", "--tokens", tokens)
+        done = arvg(
+            "generate", folder, "--labels", "0-4", "--greedy", "--tokens", tokens, "--force"
+        )
         assert done.code == 0, done
         assert np.mean(np.load(tokens)["tokens"] == wanted) > 0.5
     assert len(np.unique(wanted)) > 4

@@ -74,7 +74,15 @@ def test_the_workspace_generates_images(tiny_mar: TinyMar, tmp_path: Path) -> No
     assert np.array_equal(latents, wanted.tokens) and np.array_equal(images, wanted.images)
     assert len(list((tmp_path / "out").iterdir())) == 6
     greedy = arvg(
-        "generate", tiny_mar.workspace, "--labels", 1, "--greedy", *options, "--json", *places[-2:]
+        "generate",
+        tiny_mar.workspace,
+        "--labels",
+        1,
+        "--greedy",
+        *options,
+        "--json",
+        "--force",
+        *places[-2:],
     )
     sampling = json.loads(greedy.out)["sampling"]
     assert (sampling["greedy"], sampling["iterations"], sampling["cfg_power"]) == (True, 3, 1.0)
@@ -124,7 +132,10 @@ def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
     ("make", "words"),
     [
         (lambda f: write_checkpoint(f, transformer(), None), ("has no tokenizer", FILES[1])),
-        (lambda f: write_checkpoint(f, None, autoencoder()), ("a tokenizer and no transformer",)),
+        (
+            lambda f: write_checkpoint(f, None, autoencoder()),
+            ("holds a KL autoencoder, not a MAR transformer",),
+        ),
         (
             lambda f: write_checkpoint(
                 f,
@@ -140,7 +151,7 @@ def test_what_trained_the_autoencoder_is_left_out(tmp_path: Path) -> None:
         ),
         (
             lambda f: write_checkpoint(f, state_of(random_rar()), autoencoder()),
-            ("is not a MAR: no class_emb.weight",),
+            ("holds a RAR transformer and a KL autoencoder, not a MAR transformer",),
         ),
         (
             lambda f: write_checkpoint(f, state_of(random_var(SMALL_VAR)), autoencoder()),
@@ -183,7 +194,8 @@ def test_a_mar_is_refused_as_a_rar(tmp_path: Path) -> None:
     )
     for path, name in zip(FILES, ("rar_b.bin", "maskgit-vqgan-imagenet-f16-256.bin"), strict=True):
         (checkpoint / path).rename(checkpoint / name)
-    assert_exporter_refuses(RarExporter(), "rar-b", checkpoint, "is not a RAR transformer")
+    words = "holds a MAR transformer and a KL autoencoder, not a RAR transformer"
+    assert_exporter_refuses(RarExporter(), "rar-b", checkpoint, words)
 
 
 def test_a_variant_of_another_size_is_refused(tmp_path: Path) -> None:

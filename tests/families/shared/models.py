@@ -75,7 +75,7 @@ def assert_exporter_refuses(
     with pytest.raises(ExportError) as caught:
         exporter.load(job(name, checkpoint))
     for word in words:
-        assert word in str(caught.value)
+        assert word in str(caught.value), caught.value
     assert "\n" not in str(caught.value)
 
 

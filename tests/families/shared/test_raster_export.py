@@ -143,7 +143,9 @@ def test_the_workspace_generates_images(
     wanted = Generator.open(tiny.workspace).generate(range(5), temperature=1.1, **asked)
     assert np.array_equal(tokens, wanted.tokens) and np.array_equal(images, wanted.images)
     assert len(list((tmp_path / "out").iterdir())) == 6
-    greedy = arvg("generate", tiny.workspace, "--labels", 1, "--greedy", "--json", *places[-2:])
+    greedy = arvg(
+        "generate", tiny.workspace, "--labels", 1, "--greedy", "--json", "--force", *places[-2:]
+    )
     assert own.items() <= json.loads(greedy.out)["sampling"].items()
     assert not np.array_equal(np.load(tmp_path / "t.npz")["tokens"], tokens[1:2])
 
@@ -214,9 +216,10 @@ FOREIGN = [
      "output.weight has shape [47, 32], not [48, 32]"),
     (RAR, changed(RAR, "lm_head.bias", torch.zeros(47)), RAR.tokenizer,
      "lm_head.bias has shape [47], not [48]"),
-    (PAR, RAR.transformer_state, PAR.tokenizer, "is not a PAR transformer"),
+    (PAR, RAR.transformer_state, PAR.tokenizer,
+     "holds a RAR transformer and a LlamaGen VQ tokenizer, not a PAR transformer"),
     (LLAMAGEN, PAR.transformer_state, LLAMAGEN.tokenizer,
-     "is not a LlamaGen transformer, but a PAR"),
+     "holds a PAR transformer and a LlamaGen VQ tokenizer, not a LlamaGen transformer"),
     (RAR, lambda: state_of(var.random_var(var.SMALL)), RAR.tokenizer,
      "NaN or infinity in attn_bias_for_masking"),
     (RAR, lambda: {"norm.weight": torch.zeros(3)}, RAR.tokenizer, "is not a RAR transformer"),
@@ -251,7 +254,7 @@ def test_a_checkpoint_that_lacks_a_part_or_mixes_two_is_refused(
     another = "its tokenizer is another model's: vocab_size is 48 in the transformer, 40 in it"
     refused = [
         (state, None, "has no tokenizer", family.files[1]),
-        (None, tokenizer, "has a tokenizer and no transformer"),
+        (None, tokenizer, "holds a ", " tokenizer, not a ", " transformer (export it as "),
         (state, family.tokenizer(40), another),
     ]
     for k, (transformer, other, *words) in enumerate(refused):

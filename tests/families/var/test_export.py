@@ -137,7 +137,18 @@ def test_fixed_shapes_and_half_caches_export_and_generate(workspace: Path, tmp_p
     for source in (workspace, tmp_path / "ws"):
         path = tmp_path / "t.npz"
         outcome = arvg(
-            *("generate", source, "--labels", "0,3,4", "--greedy", "--cfg", 1.5, "--tokens", path)
+            *(
+                "generate",
+                source,
+                "--labels",
+                "0,3,4",
+                "--greedy",
+                "--cfg",
+                1.5,
+                "--tokens",
+                path,
+                "--force",
+            )
         )
         assert outcome.code == 0, outcome
         tokens.append(np.load(path)["tokens"])
