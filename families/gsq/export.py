@@ -100,7 +100,7 @@ def load_model(job: ExportJob) -> GsqTokenizer:
 
 
 def fit_model(job: ExportJob, tensors: dict[str, Tensor]) -> GsqTokenizer:
-    """The model of a checkpoint's tensors.
+    """Return the model of a checkpoint's tensors.
 
     Raises:
         ExportError: they do not fit, or what tells the normalization disagrees or is missing.
