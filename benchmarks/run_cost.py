@@ -17,10 +17,12 @@ from pathlib import Path
 import click
 import msgspec
 
+from ..explain.dry_run import STAGES
 from ..explain.recipes import adapt_recipe
 from ..explain.run_costs import COSTS, RunCost, measured_runs
 from ..families.variants import find_model
 from ..recipe.file import load_recipe
+from ..workspace.facts import is_of_cpu
 from ..workspace.times import Took, read_times
 from .common import (
     RESULTS,
@@ -32,9 +34,6 @@ from .common import (
     write_results,
 )
 from .random_checkpoint import checkpoint_of, weights_of
-
-STAGES = ("export", "calibrate", "quantize", "build", "validate")
-TENSORRT = ("rtx-", "tensorrt-")  # how folders of its engines begin
 
 
 def run(folder: Path, model: str, preset: str) -> RunCost:
@@ -60,7 +59,7 @@ def by_stage(times: dict[str, Took]) -> dict[str, Took]:
     found: dict[str, Took] = {}
     for place, took in times.items():
         stage = "build" if place.startswith("engines/") else place.partition("/")[0]
-        if stage == "build" and place.rpartition("/")[2].startswith(TENSORRT):
+        if stage == "build" and not is_of_cpu(place):
             continue
         before = found.get(stage, Took(seconds=0, bytes=0, memory=0))
         found[stage] = Took(
@@ -111,13 +110,13 @@ def main(folder: Path, model: str, preset: str, output: Path) -> None:
     text = f"""# What a run takes
 
 `arvg-trt run PRESET --model MODEL` from the checkpoint to the report, CPU engines only; the peak is
-of the process, with its libraries. Published models have random weights of their sizes.
+of the process, with its libraries, and of the one that it waits for. Published models have random
+weights of their sizes. A stage without a row was not measured.
 
 {table(rows)}
 
-A stage without a row was not measured. The last model was {model}, with
-{weights_of(find_model(model))}, by `python -m arvg_trt.benchmarks.run_cost`, commit
-{source_commit()}.
+The last model was {model}, with {weights_of(find_model(model))}, by
+`python -m arvg_trt.benchmarks.run_cost`, commit {source_commit()}.
 
 {environment_line(environment(0))}
 """

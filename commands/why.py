@@ -100,7 +100,7 @@ def needs_text(row: PlannedStage) -> str:
     ]
     if not known:
         return "time, memory and disk are known after a first run here"
-    like = f" from a run of {row.like} on two cores" if row.like else ""
+    like = f" from a run of {row.like} on {row.machine}" if row.like else ""
     like = f" from {row.like_folder} here" if row.like_folder else like
     return ", ".join(known) + (f" ({row.source}{like})" if row.source else "")
 

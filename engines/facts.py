@@ -105,10 +105,11 @@ def proof_line(manifest: Manifest) -> str | None:
         return None
     proved = sum(row.int8_sites_proved or 0 for row in engines)
     proved += sum(proof.weight_sites_proved for proof in proofs)
-    macs = sum(proof.macs for proof in proofs)
-    shares = {kind: 0.0 for proof in proofs for kind in sorted(proof.shares)}
+    macs: dict[str, float] = {}
     for proof in proofs:
         for kind, share in proof.shares.items():
-            shares[kind] += share * proof.macs / macs
-    parts = ", ".join(f"{share:.1%} {kind}" for kind, share in sorted(shares.items()))
-    return f"{proved} of {planned} planned sites proved by the layer list; multiplications {parts}"
+            macs[kind] = macs.get(kind, 0.0) + share * proof.macs
+    counted = sorted(((n, kind) for kind, n in macs.items() if n > 0), reverse=True)
+    parts = ", ".join(f"{n / sum(macs.values()):.1%} {kind}" for n, kind in counted)
+    text = f"{proved} of {planned} planned sites proved by the layer list"
+    return f"{text}; multiplications {parts}" if parts else text

@@ -17,7 +17,7 @@ from ..pipeline.run import check_recipe, require_extras
 from ..recipe.build import BuildOptions
 from ..recipe.recipe import Recipe
 from ..recipe.summary import summarize
-from ..workspace.facts import CPU_BACKENDS, FP16
+from ..workspace.facts import CPU_BACKENDS, FP16, is_of_cpu
 from ..workspace.files import folder_problem
 from ..workspace.manifest import MANIFEST, is_up_to_date
 from ..workspace.stage import PreparedStage
@@ -39,9 +39,9 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
 
     `source` says where seconds, memory and disk come from: an earlier run in this workspace, or an
     estimate from sizes, which the memory of a TensorRT build always is. `like` is the model whose
-    measured run an estimate is made of, or `like_folder` the folder of this workspace. `fetch` is
-    what is fetched of a published checkpoint, in bytes where known; `fetch_checked` whether the Hub
-    has it, None where nothing is fetched.
+    measured run on a `machine` an estimate is made of, or `like_folder` the folder of this
+    workspace. `fetch` is what is fetched of a published checkpoint, in bytes where known;
+    `fetch_checked` whether the Hub has it, None where nothing is fetched.
     """
 
     stage: StageName
@@ -54,6 +54,7 @@ class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     disk: int | None = None
     source: Literal["earlier run", "estimate"] | None = None
     like: str | None = None
+    machine: str | None = None
     like_folder: str | None = None
     fetch: tuple[str, ...] = ()
     fetch_bytes: int | None = None
@@ -145,7 +146,7 @@ def with_expected(row: PlannedStage, recipe: Recipe) -> PlannedStage:
     """
     if row.source is not None or row.state != "runs":
         return row
-    if row.stage == "build" and not row.folder.endswith(tuple(CPU_BACKENDS)):
+    if row.stage == "build" and not is_of_cpu(row.folder):
         return row
     found = expected(recipe, row.stage)
     if found is None:
@@ -157,6 +158,7 @@ def with_expected(row: PlannedStage, recipe: Recipe) -> PlannedStage:
         disk=found.disk,
         source="estimate",
         like=found.like,
+        machine=found.machine,
     )
 
 

@@ -36,12 +36,13 @@ class RunCost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what a stage is expected to take, and the model whose run says so."""
+    """Hold what a stage is expected to take, and the model and machine whose run says so."""
 
     seconds: float
     memory: int | None
     disk: int
     like: str
+    machine: str
 
 
 @cache
@@ -74,6 +75,7 @@ def expected(recipe: Recipe, stage: str) -> Expected | None:
         memory=None if took.memory is None else scaled_memory(took.memory, scale),
         disk=round(took.bytes * scale),
         like=nearest.model,
+        machine=nearest.machine,
     )
 
 

@@ -26,6 +26,14 @@ Value = TypeVar("Value")
 Facts = TypeVar("Facts", bound=msgspec.Struct)
 
 
+def is_of_cpu(folder: str) -> bool:
+    """Return whether a folder of engines, `engines/NAME/LABEL`, has those of a back end for CPUs.
+
+    A label begins with its back end: openvino-bf16.
+    """
+    return folder.rpartition("/")[2].partition("-")[0] in CPU_BACKENDS
+
+
 def manifest_value(
     manifest: Manifest, part: Literal["options", "results"], key: str, kind: type[Value]
 ) -> Value:

@@ -18,7 +18,7 @@ from ...runtime.sessions.open import reference_session
 from ...samples.files import TOKENIZER_GRAPHS, Arrays, GraphChain, load_sample, sample_files
 from ...workspace.files import open_tensors
 from ..facts import EXECUTED, EngineRow, SiteException
-from .check import CHECK_SAMPLES, Difference, differences
+from .check import CHECK_SAMPLES, Difference, Expected, differences
 from .float_outputs import worst_first
 from .integers import Ranges
 from .matmul_integer import MatMulIntegerPass, match_input
@@ -60,11 +60,12 @@ def build_engine(
     progress(CHECKING, len(graphs), len(graphs) + 1)
     files = sample_files(samples)[:CHECK_SAMPLES]
 
-    def differences_of(graph: str) -> list[Difference]:
-        found = differences(source, export, output, files, graphs)
-        return [each for each in found if each.graph == graph]
+    expected = Expected.of(source, export, files, graphs)
 
-    found = differences(source, export, output, files, graphs)
+    def differences_of(graph: str) -> list[Difference]:
+        return [each for each in differences(expected, output) if each.graph == graph]
+
+    found = differences(expected, output)
     for graph in dict.fromkeys(each.graph for each in found if not each.is_near):
         feeds = graph_feeds(export, files, graphs, graph)
         rounded = rounded_sites(output / f"{graph}.onnx")

@@ -84,10 +84,35 @@ def check_engine(
     Raises:
         BuildError: an output that differs by more, or is not finite in the same places.
     """
-    found = differences(source, export, engine, samples, graphs, session=session, title=title)
-    for each in found:
+    expected = Expected.of(source, export, samples, graphs)
+    for each in differences(expected, engine, session=session, title=title):
         if not each.is_held:
             raise each.problem(engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Hold samples with what the FP32 graphs make of them, and the Q/DQ graphs of what those give.
+
+    They are the same for every engine that is tried.
+    """
+
+    graphs: Sequence[str]
+    samples: Sequence[Arrays]
+    exact: Sequence[Arrays]
+    simulated: Sequence[Arrays]
+
+    @classmethod
+    def of(
+        cls, source: Path, export: Path, samples: Sequence[Path], graphs: Sequence[str]
+    ) -> Expected:
+        """Run the graphs of `export`, and those of `source` on what they give."""
+        arrays = [load_sample(path) for path in samples]
+        fp32 = GraphChain.open(export, graphs, session=reference_session)
+        exact = [fp32.run(feeds) for feeds in arrays]
+        del fp32
+        chain = GraphChain.open(source, graphs, session=reference_session)
+        return cls(graphs, arrays, exact, run_given(chain, arrays, exact))
 
 
 def run_given(
@@ -98,38 +123,27 @@ def run_given(
 
 
 def differences(
-    source: Path,
-    export: Path,
-    engine: Path,
-    samples: Sequence[Path],
-    graphs: Sequence[str],
-    *,
-    session: OpenSession = fast_session,
-    title: str = TITLE,
+    expected: Expected, engine: Path, *, session: OpenSession = fast_session, title: str = TITLE
 ) -> list[Difference]:
     """Return what the engine's graphs differ by at each output of floats, fed what FP32 gives."""
-    arrays = [load_sample(path) for path in samples]
-    fp32 = GraphChain.open(export, graphs, session=reference_session)
-    references = [fp32.run(feeds) for feeds in arrays]
-    del fp32
-    simulated, real = (
-        run_given(GraphChain.open(folder, graphs, session=opened), arrays, references)
-        for folder, opened in ((source, reference_session), (engine, session))
-    )
+    chain = GraphChain.open(engine, expected.graphs, session=session)
+    executed = run_given(chain, expected.samples, expected.exact)
     found = []
-    for name in [n for n, v in references[0].items() if np.issubdtype(v.dtype, np.floating)]:
-        graph, _, output = name.partition("/")
-        expected, in_reference, executed = (
+    for name in expected.exact[0]:
+        exact, in_reference, actual = (
             np.concatenate([np.ravel(each[name]) for each in runs])
-            for runs in (references, simulated, real)
+            for runs in (expected.exact, expected.simulated, executed)
         )
+        if not np.issubdtype(exact.dtype, np.floating):
+            continue
+        graph, _, output = name.partition("/")
         found.append(
             Difference(
                 graph,
                 output,
-                lost=masked_sqnr_db(expected, in_reference),
-                agreement=masked_sqnr_db(in_reference, executed),
-                reached=masked_sqnr_db(expected, executed),
+                lost=masked_sqnr_db(exact, in_reference),
+                agreement=masked_sqnr_db(in_reference, actual),
+                reached=masked_sqnr_db(exact, actual),
                 title=title,
             )
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ExportError
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
 from ...workspace.files import encode_json
@@ -74,13 +73,11 @@ def load_model(job: ExportJob) -> CosmosTokenizer:
     Raises:
         ExportError: it does not fit.
     """
-    from ..shared.recognize import explain_refusal
+    from ..shared.recognize import refused_by_content
     from ..variants import check_config
 
-    try:
+    with refused_by_content(job, CosmosExporter.part):
         model = fit_model(job, job.read())
-    except ExportError as error:
-        raise explain_refusal(job, CosmosExporter.part, error) from error.__cause__
     check_config(job.entry, model.config, job.spec)
     return model
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from ...errors import ExportError
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
 from ...runtime.sessions.open import open_session
@@ -88,13 +87,11 @@ def load_model(job: ExportJob) -> GsqTokenizer:
     Raises:
         ExportError: it does not fit, or what tells the normalization disagrees or is missing.
     """
-    from ..shared.recognize import explain_refusal
+    from ..shared.recognize import refused_by_content
     from ..variants import check_config
 
-    try:
+    with refused_by_content(job, GsqExporter.part):
         model = fit_model(job, job.read())
-    except ExportError as error:
-        raise explain_refusal(job, GsqExporter.part, error) from error.__cause__
     check_config(job.entry, model.config, job.spec)
     return model
 

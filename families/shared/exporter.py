@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypedDict, c
 
 import numpy as np
 
-from ...errors import ExportError
 from ...export.facts import Parity
 from ...export.shape import ExportShape
 from .isolated_export import GeneratorExporter
@@ -59,12 +58,10 @@ class TransformerExporter(GeneratorExporter, Generic[Transformer, Tokenizer]):
         Raises:
             ExportError: as `load_pair`.
         """
-        from .recognize import explain_refusal
+        from .recognize import refused_by_content
 
-        try:
+        with refused_by_content(job, self.part):
             return self.load_pair(job)
-        except ExportError as error:
-            raise explain_refusal(job, self.part, error) from error.__cause__
 
     def check(self, job: ExportJob) -> None:
         """Load both."""

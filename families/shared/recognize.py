@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,20 +17,27 @@ if TYPE_CHECKING:
     from ..base import Exporter
 
 
-def explain_refusal(job: ExportJob, own: str, error: ExportError) -> ExportError:
-    """Return what to raise for a checkpoint that does not fit: what it holds, if that is known.
+@contextmanager
+def refused_by_content(job: ExportJob, own: str) -> Iterator[None]:
+    """Refuse a checkpoint that does not fit by what it holds, if that is known.
 
     `own` is what the family's tensors are, in words. A checkpoint that has them, of another size
-    say, is refused as it was.
+    say, is refused as the block refuses it.
+
+    Raises:
+        ExportError: the block did.
     """
-    found = recognize(job)
-    if not found or own in found.values():
-        return error
-    return ExportError(
-        f"holds {' and '.join(found.values())}, not {own}",
-        where=job.spec,
-        do=f"export it as {next(iter(found))}, or {complete(job)}",
-    )
+    try:
+        yield
+    except ExportError as error:
+        found = recognize(job)
+        if not found or own in found.values():
+            raise
+        raise ExportError(
+            f"holds {' and '.join(found.values())}, not {own}",
+            where=job.spec,
+            do=f"export it as {next(iter(found))}, or {complete(job)}",
+        ) from error.__cause__
 
 
 def complete(job: ExportJob) -> str:

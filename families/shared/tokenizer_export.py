@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
-from ...errors import ExportError
 from ...export.facts import CheckpointFacts, Parity
 from ...graph.sites import SiteMap
 from ...workspace.facts import TokenizerFacts
@@ -70,12 +69,10 @@ class TokenizerExporter(Exporter, Generic[Tokenizer]):
             ExportError: as `load`.
         """
         from ...export.checkpoint.strict import split_parts
-        from .recognize import explain_refusal
+        from .recognize import refused_by_content
 
-        try:
+        with refused_by_content(job, self.part):
             return self.load(job, split_parts(job.read())[1])
-        except ExportError as error:
-            raise explain_refusal(job, self.part, error) from error.__cause__
 
     def check(self, job: ExportJob) -> None:
         """Load the tokenizer."""

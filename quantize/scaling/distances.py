@@ -26,7 +26,7 @@ class Off:
     typical: float
 
 
-NOTHING, EVERYTHING = Off(0.0, 0.0), Off(math.inf, math.inf)
+EVERYTHING = Off(math.inf, math.inf)
 
 
 def off_of(errors: Sequence[float] | NDArray[np.float64]) -> Off:

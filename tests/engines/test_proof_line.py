@@ -33,7 +33,13 @@ def test_sites_add_up_and_shares_are_weighed_by_multiplications() -> None:
     first = engine(19, 18, macs=300, shares={"INT8": 0.8, "FP16": 0.2}, weight_sites_planned=4)
     second = engine(24, 24, macs=100, shares={"INT8": 1.0})
     assert line(first, second) == (
-        "42 of 47 planned sites proved by the layer list; multiplications 15.0% FP16, 85.0% INT8"
+        "42 of 47 planned sites proved by the layer list; multiplications 85.0% INT8, 15.0% FP16"
+    )
+
+
+def test_without_counted_multiplications_there_are_no_shares() -> None:
+    assert line(engine(2, 2, macs=0, shares={"INT8": 1.0})) == (
+        "2 of 2 planned sites proved by the layer list"
     )
 
 

@@ -30,6 +30,7 @@ from arvg_trt.engines.onnxruntime.build import (
 from arvg_trt.engines.onnxruntime.check import (
     EXACT_DB,
     Difference,
+    Expected,
     check_engine,
     differences,
 )
@@ -386,7 +387,8 @@ def test_an_engine_clearly_below_its_graph_comes_near_by_the_one_site_that_lost(
         folder.mkdir()
         spoil(tiny_int8.statistics_file, tmp_path / "s.safetensors", sites, factor)
         rows = build_engine(*places, tmp_path / "s.safetensors", folder, progress=silent)
-        found = differences(tiny_int8.folder, tiny_di.folder, folder, images, ["encoder"])
+        expected = Expected.of(tiny_int8.folder, tiny_di.folder, images, ["encoder"])
+        found = differences(expected, folder)
         return rows[0], found[0]
 
     untouched, base = built([], 1)
