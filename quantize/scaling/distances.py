@@ -41,31 +41,38 @@ def off_of(errors: Sequence[float] | NDArray[np.float64]) -> Off:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Hold a candidate's error over that without scaling: what it may lose, and what is usual.
+    """Hold a candidate's error over that without scaling, from its errors on some halves.
 
-    `usual` is that of a typical sample in the mean over the halves, and ranks the candidates that
-    may be taken. `least` decides which may: it is the worse of `usual` and of the error of all
-    samples in the mean over the halves, and infinite where a typical sample of one half loses. By
-    typical samples alone a candidate may lose on rare large values, 2 dB of all that heavy-tailed
-    rows are off. By all samples of the worst half nothing is scaled where one of few lies outside
-    the range of the others: of cosmos-di8x8 at real width, calibrated on 8 images, this hid 5 dB.
+    `worst` is that of all samples on the half where it gains least. Where one of few samples lies
+    outside the range of the others, it is most of that sum however channels are scaled: of
+    cosmos-di8x8 at real width, calibrated on 8 images, it hid 5 dB. `typical` has no such sample:
+    it is the worse of what a typical sample and of what all samples have in the mean over the
+    halves, and infinite where a typical sample of one half loses. By typical samples alone a
+    candidate may lose on rare large values, 2 dB of all that heavy-tailed rows are off.
     """
 
-    least: float
-    usual: float
-
-    def gains(self, decibels: float) -> bool:
-        """Return whether the error is surely less by so many decibels; NaN is not."""
-        return self.least < 10 ** (-decibels / 10)
+    worst: float
+    typical: float
 
 
 def loss(found: Sequence[Off], none: Sequence[Off]) -> Loss:
-    """Compare a candidate's errors on each half with those without scaling."""
+    """Compare a candidate's errors on each half with those without scaling; NaN is infinite."""
     pairs = list(zip(found, none, strict=True))
     typical = [ratio(one.typical, other.typical) for one, other in pairs]
     means = [ratio(one.mean, other.mean) for one, other in pairs]
-    usual = geometric(typical)
-    return Loss(max(usual, geometric(means)) if max(typical) < 1 else math.inf, usual)
+    lost = max(typical) >= 1
+    return Loss(max(means), math.inf if lost else max(geometric(typical), geometric(means)))
+
+
+def best(losses: Mapping[int, Loss], gain_db: float) -> int | None:
+    """Return the candidate that is best on its worst half; None if none gains so many decibels.
+
+    Where none gains there, it is the one that is best by what is typical.
+    """
+    least = 10 ** (-gain_db / 10)
+    by_worst = {k: each.worst for k, each in losses.items() if each.worst < least}
+    able = by_worst or {k: each.typical for k, each in losses.items() if each.typical < least}
+    return min(able, key=lambda k: able[k], default=None)
 
 
 def geometric(ratios: Sequence[float]) -> float:

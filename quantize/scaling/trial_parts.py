@@ -9,7 +9,6 @@ import numpy as np
 from ...calibrate.calibration_run import CalibrationRun
 from ...recipe.quantize import QuantizeOptions
 from ..groups import InputGroup
-from .distances import Off
 from .predicted import Way
 from .trials import Fold, TrialWeights, judged_errors
 
@@ -46,7 +45,7 @@ def judged_in_turn(
     ways: Mapping[str, Sequence[Way]],
     rounded: TrialWeights,
     options: QuantizeOptions,
-) -> dict[str, dict[Way, Off]]:
+) -> dict[str, dict[Way, float]]:
     """Return what `judged_errors` does; candidates of one large input take several runs."""
     largest = sum(map(elements, part))
     at_once = max(1, TRIAL_BYTES // max(1, largest))
@@ -54,7 +53,7 @@ def judged_in_turn(
     if len(part) > 1 or most <= at_once:
         return judged_errors(run, part, fold, ways, rounded, options)
     (group,) = part
-    found: dict[Way, Off] = {}
+    found: dict[Way, float] = {}
     for k in range(0, most, at_once):
         batch = {group.key: ways[group.key][k : k + at_once]}
         found |= judged_errors(run, part, fold, batch, rounded, options)[group.key]

@@ -34,7 +34,7 @@ from ..qdq.nodes import SiteWeights, offset_output
 from ..rounding import Rounded, correct_bias, correct_biases
 from ..separate_graphs import input_scaling, round_to_nearest, scaled_weight
 from ..tensor_qparams import clip_candidates, fp8_qparams
-from .distances import EVERYTHING, Off, distance, off_of
+from .distances import EVERYTHING, Off, distance
 from .predicted import Way, way_of
 
 Array = NDArray[np.generic]
@@ -62,7 +62,7 @@ class Fold:
 def run_whole(
     run: CalibrationRun, graph: str, fold: Fold, change: Callable[[ir.Graph], None]
 ) -> dict[str, list[Array]]:
-    """Return the outputs of a changed graph by name, in the order of the judged samples."""
+    """Return the outputs of a changed graph by name, of the judged samples one by one, in order."""
     found: dict[str, list[Array]] = {}
     names: list[str] = []
 
@@ -74,13 +74,9 @@ def run_whole(
         for output in names:
             found.setdefault(output, []).append(outputs[output])
 
-    one_by_one(run, fold).inside(graph).observe(instrument, consume)
+    one_by_one = replace(run.of(fold.judged), batch_size=1)
+    one_by_one.inside(graph).observe(instrument, consume)
     return found
-
-
-def one_by_one(run: CalibrationRun, fold: Fold) -> CalibrationRun:
-    """Return a run of the judged samples, each by itself: a typical one is asked for."""
-    return replace(run.of(fold.judged), batch_size=1)
 
 
 def trial_distance(
@@ -107,16 +103,14 @@ def judged_errors(
     ways: Mapping[str, Sequence[Way]],
     rounded: TrialWeights,
     options: QuantizeOptions,
-) -> dict[str, dict[Way, Off]]:
-    """Return the squared error of each group's products by candidate, of the judged samples.
+) -> dict[str, dict[Way, float]]:
+    """Return the squared error of each group's products by candidate, over the judged samples.
 
     `ways` are the candidates of each group, `rounded` has their weights that data rounds; others
     are rounded to nearest. Scales and centres are fitted to the other samples, and the QParams span
     all values of those.
     """
-    found: dict[str, dict[Way, list[float]]] = {
-        g.key: {way: [] for way in ways[g.key]} for g in groups
-    }
+    found: dict[str, dict[Way, float]] = {g.key: dict.fromkeys(ways[g.key], 0.0) for g in groups}
     tensors: dict[str, list[tuple[str, str, Way]]] = {}
 
     def instrument(graph_name: str, graph: ir.Graph) -> None:
@@ -133,19 +127,12 @@ def judged_errors(
                     named.append((f"{label}:noise", group.key, way))
 
     def consume(graph_name: str, outputs: Outputs) -> None:
-        sums: dict[tuple[str, Way], float] = {}
         for tensor, key, way in tensors.get(graph_name, ()):
-            of_site = float(outputs[tensor].astype(np.float64).sum())
-            sums[key, way] = sums.get((key, way), 0.0) + of_site
-        for (key, way), error in sums.items():
-            found[key][way].append(error)
+            found[key][way] += float(outputs[tensor].astype(np.float64).sum())
 
     names = sorted({group.graph for group in groups})
-    one_by_one(run, fold).inside(*names).observe(instrument, consume)
-    return {
-        key: {way: off_of(errors) for way, errors in by_way.items()}
-        for key, by_way in found.items()
-    }
+    run.of(fold.judged).inside(*names).observe(instrument, consume)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

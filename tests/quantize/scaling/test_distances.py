@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvg_trt.quantize.scaling.distances import SILENT, Off, distance, loss, off_of
+from arvg_trt.quantize.scaling.distances import SILENT, Off, best, distance, loss, off_of
 
 from ...families.custom.models import small_graph
 from ..custom_quantized import custom_graph
@@ -24,8 +24,8 @@ def test_a_gain_on_every_sample_is_the_gain_of_both_means(values: list[float], g
     assert one.typical == pytest.approx(gain * other.typical, rel=1e-9)
     assert one.mean == pytest.approx(gain * other.mean, rel=1e-9)
     found = loss([one, one], [other, other])
-    assert found.usual == pytest.approx(gain, rel=1e-9)
-    assert found.least == (pytest.approx(gain, rel=1e-9) if gain < 0.999 else math.inf)
+    assert found.worst == pytest.approx(gain, rel=1e-9)
+    assert found.typical == (pytest.approx(gain, rel=1e-9) if gain < 1 else math.inf)
 
 
 @given(errors)
@@ -43,20 +43,34 @@ def test_silence_counts_little_and_what_is_no_number_counts() -> None:
     assert off_of([1.0, math.inf]) == Off(math.inf, math.inf)
     none = Off(1.0, 1.0)
     for bad in (Off(math.nan, 0.1), Off(0.1, math.nan), Off(math.inf, 0.1)):
-        assert loss([bad, none], [none, none]).least == math.inf
-        assert not loss([bad, none], [none, none]).gains(0.0)
+        found = loss([bad, none], [none, none])
+        assert math.inf in (found.worst, found.typical) and found.typical == math.inf
+        assert best({1: found}, 0.0) is None
 
 
-def test_a_candidate_that_loses_by_either_mean_loses() -> None:
-    none = [Off(1.0, 1.0)] * 4
-    wild = [Off(1.6, 0.5), Off(0.3, 0.3), Off(1.1, 0.6), Off(0.3, 0.3)]  # DI8x8 at real width
-    found = loss(wild, none)
-    assert found.gains(2.0) and found.usual == pytest.approx((0.5 * 0.3 * 0.6 * 0.3) ** 0.25)
-    assert loss([Off(1.0, 0.95), *wild[1:]], none).gains(0.3)  # one half tells little
-    assert found.least == pytest.approx((1.6 * 0.3 * 1.1 * 0.3) ** 0.25)
-    rare = [Off(1.5, 0.8), Off(1.2, 0.8), Off(0.9, 0.7), Off(1.3, 0.8)]  # heavy-tailed rows
-    assert not loss(rare, none).gains(0.0)
-    assert loss([Off(0.5, 1.1), *wild[1:]], none).least == math.inf
+NONE = [Off(1.0, 1.0)] * 4
+WILD = loss([Off(1.6, 0.5), Off(0.3, 0.3), Off(1.1, 0.6), Off(0.3, 0.3)], NONE)  # of DI8x8
+RARE = loss([Off(1.5, 0.8), Off(1.2, 0.8), Off(0.9, 0.7), Off(1.3, 0.8)], NONE)  # heavy tails
+SURE = loss([Off(0.8, 0.7), Off(0.6, 0.6), Off(0.7, 0.7), Off(0.5, 0.5)], NONE)
+
+
+def test_all_samples_of_the_worst_half_decide_where_a_candidate_gains_there() -> None:
+    assert (SURE.worst, WILD.worst) == (0.8, 1.6) and WILD.typical < SURE.typical
+    assert best({1: WILD, 2: SURE}, 0.3) == 2
+
+
+def test_where_none_gains_there_a_typical_sample_and_the_mean_over_halves_decide() -> None:
+    assert WILD.typical == pytest.approx((1.6 * 0.3 * 1.1 * 0.3) ** 0.25)
+    assert best({1: RARE, 2: WILD}, 0.3) == 2
+    assert best({1: RARE}, 0.0) is None  # a typical row gains on each half, all rows lose
+    lost = loss([Off(1.2, 1.1), Off(0.1, 0.1), Off(0.1, 0.1), Off(0.1, 0.1)], NONE)
+    assert lost.typical == math.inf and best({1: lost}, 0.0) is None
+
+
+def test_what_gains_too_little_is_not_taken() -> None:
+    little = loss([Off(0.97, 0.97)] * 4, NONE)
+    assert best({1: little}, 0.3) is None and best({1: little}, 0.1) == 1
+    assert best({}, 0.3) is None
 
 
 def test_outputs_are_compared_over_their_signal() -> None:
